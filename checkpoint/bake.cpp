@@ -1,0 +1,253 @@
+#include "checkpoint/bake.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <system_error>
+
+#include "checkpoint/bundle.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/durable_file.h"
+#include "checkpoint/export_names.h"
+#include "checkpoint/file_checksum.h"
+#include "checkpoint/safetensors.h"
+#include "data/tokenizer.h"
+#include "model/main_model.h"
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kModelFile = "model.safetensors";
+constexpr const char* kVocabularyFile = "fgrams.h5";
+constexpr const char* kTableFile = "table/rows.bin";
+
+template <class T>
+T value_at(const nlohmann::json& json, const char* key, const fs::path& checkpoint,
+           const char* section) {
+  try {
+    return json.at(key).get<T>();
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(fmt::format("{}: key \"{}.{}\": {}", (checkpoint / "manifest.json").string(),
+                                 section, key, error.what()));
+  }
+}
+
+fs::path folder_path(const fs::path& path) {
+  const fs::path normal = fs::absolute(path).lexically_normal();
+  return normal.filename().empty() ? normal.parent_path() : normal;
+}
+
+fs::path with_suffix(fs::path path, const char* suffix) {
+  path += suffix;
+  return path;
+}
+
+void check_target(const fs::path& bundle, bool overwrite) {
+  if (!fs::exists(bundle)) return;
+  if (!overwrite) {
+    throw InputError(fmt::format(
+        "{}: exists already; give another --out, or --overwrite to replace it", bundle.string()));
+  }
+  if (!is_bundle(bundle) && !(fs::is_directory(bundle) && fs::is_empty(bundle))) {
+    throw InputError(fmt::format(
+        "{}: exists and is no bundle, so it is not replaced; give another --out", bundle.string()));
+  }
+}
+
+/// What of the manifest the bake needs, checked.
+struct Source {
+  fs::path checkpoint;
+  CheckpointManifest manifest;
+  ModelConfig config;
+  std::string tokenizer_fingerprint;
+};
+
+Source open_source(const fs::path& checkpoint) {
+  Source source;
+  source.checkpoint = checkpoint;
+  source.manifest = read_manifest(checkpoint);
+  try {
+    source.config = source.manifest.model.get<ModelConfig>();
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(fmt::format("{}: key \"model\": {}", (checkpoint / "manifest.json").string(),
+                                 error.what()));
+  }
+  source.tokenizer_fingerprint =
+      value_at<std::string>(source.manifest.data, "tokenizer_fingerprint", checkpoint, "data");
+  return source;
+}
+
+std::unique_ptr<Tokenizer> open_tokenizer(const Source& source) {
+  const fs::path path =
+      value_at<std::string>(source.manifest.data, "tokenizer", source.checkpoint, "data");
+  auto tokenizer = load_tokenizer(path);
+  if (tokenizer->fingerprint() != source.tokenizer_fingerprint) {
+    throw InputError(fmt::format(
+        "{}: expected the tokenizer {} that {} was trained with, found {}; put the original back",
+        tokenizer->file().string(), source.tokenizer_fingerprint, source.checkpoint.string(),
+        tokenizer->fingerprint()));
+  }
+  return tokenizer;
+}
+
+FgramVocabulary open_vocabulary(const Source& source, const fs::path& chosen) {
+  const auto context = static_cast<int>(source.config.fgram.context);
+  if (chosen.empty()) {
+    const nlohmann::json& fgrams = source.manifest.fgrams;
+    const fs::path path = value_at<std::string>(fgrams, "vocabulary", source.checkpoint, "fgrams");
+    FgramVocabulary vocabulary(path,
+                               value_at<std::int64_t>(fgrams, "size", source.checkpoint, "fgrams"),
+                               value_at<int>(fgrams, "max_length", source.checkpoint, "fgrams"));
+    const auto expected = value_at<std::string>(fgrams, "fingerprint", source.checkpoint, "fgrams");
+    if (vocabulary.fingerprint() != expected) {
+      throw InputError(fmt::format(
+          "{}: expected the f-gram vocabulary {} that {} was trained with, found {}; give the one "
+          "to bake with --fgrams",
+          path.string(), expected, source.checkpoint.string(), vocabulary.fingerprint()));
+    }
+    return vocabulary;
+  }
+  FgramVocabulary vocabulary(chosen, 0, context);
+  if (vocabulary.tokenizer_fingerprint() != source.tokenizer_fingerprint) {
+    throw InputError(fmt::format(
+        "{}: its f-grams are of the tokenizer {}, the model's is {}; make the vocabulary from "
+        "shards of the model's tokenizer",
+        chosen.string(), vocabulary.tokenizer_fingerprint(), source.tokenizer_fingerprint));
+  }
+  return vocabulary;
+}
+
+/// Creates the table file at its full size, sparse, with its first page.
+void create_table(const fs::path& path, const TableLayout& layout) {
+  fs::create_directories(path.parent_path());
+  write_text_durably(path, table_header(layout));
+  fs::resize_file(path, static_cast<std::uintmax_t>(layout.file_bytes()));
+}
+
+/// Adds tokenizer, model, f-gram vocabulary and at last bundle.json to the temporary folder.
+void write_rest(const fs::path& folder, const Source& source, const Tokenizer& tokenizer,
+                const ParameterSet& main_parameters, const FgramVocabulary* vocabulary,
+                const TableLayout& layout) {
+  const std::string tokenizer_name =
+      tokenizer.file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
+  fs::copy_file(tokenizer.file(), folder / tokenizer_name);
+  write_safetensors(folder / kModelFile, exported_views(main_parameters),
+                    {{"format", "pt"}, {"producer", "scone"}});
+  std::vector<std::string> names = {tokenizer_name, kModelFile};
+  nlohmann::json fgrams, table;
+  if (vocabulary != nullptr) {
+    vocabulary->save(folder / kVocabularyFile);
+    names.emplace_back(kVocabularyFile);
+    fgrams = {{"file", kVocabularyFile},
+              {"size", vocabulary->size()},
+              {"max_length", vocabulary->max_length()},
+              {"fingerprint", vocabulary->fingerprint()}};
+    nlohmann::json file = describe_files(folder, {kTableFile}).at(kTableFile);
+    file["name"] = kTableFile;
+    table = {{"files", nlohmann::json::array({file})},
+             {"dtype", name_of(layout.type)},
+             {"width", layout.width},
+             {"rows", layout.rows},
+             {"record_bytes", layout.bytes_of_record()},
+             {"data_offset", kTableDataOffset}};
+    sync_path(folder / "table");
+  }
+  for (const std::string& name : names) sync_path(folder / name);
+  const nlohmann::json description = {
+      {"format", kBundleFormat},
+      {"format_version", kBundleVersion},
+      {"model", source.manifest.model},
+      {"step", source.manifest.step},
+      {"tokens", source.manifest.tokens},
+      {"sequence_length", source.manifest.run.at("sequence_length")},
+      {"attention_across_documents", source.manifest.run.at("attention_across_documents")},
+      {"tokenizer", {{"file", tokenizer_name}, {"fingerprint", source.tokenizer_fingerprint}}},
+      {"fgrams", fgrams},
+      {"table", table},
+      {"files", describe_files(folder, names)}};
+  write_text_durably(folder / "bundle.json", description.dump(2) + "\n");
+  sync_path(folder);
+}
+
+}  // namespace
+
+BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicator& ranks,
+                       const BakeProgressReport& report) {
+  const auto started = std::chrono::steady_clock::now();
+  const bool root = ranks.rank() == 0;
+  const fs::path bundle = folder_path(options.bundle);
+  const fs::path temporary = with_suffix(bundle, ".tmp");
+  BakeResult result;
+
+  std::string found;
+  if (root) {
+    check_target(bundle, options.overwrite);
+    const auto checkpoint = find_checkpoint(options.source, &result.skipped);
+    if (!checkpoint) {
+      throw InputError(fmt::format(
+          "{}: no valid checkpoint; expected a run's folder, its checkpoints folder or one "
+          "checkpoint{}{}",
+          options.source.string(), result.skipped.empty() ? "" : ": ",
+          fmt::join(result.skipped, "; ")));
+    }
+    found = fs::absolute(*checkpoint).string();
+  }
+  const Source source = open_source(ranks.broadcast_string(found, 0));
+  result.checkpoint = source.checkpoint;
+  result.step = source.manifest.step;
+
+  const bool has_table = source.config.fgram.layers > 0;
+  if (!has_table && !options.vocabulary.empty()) {
+    throw InputError(fmt::format("--fgrams {}: {} is a baseline without f-gram model; leave it out",
+                                 options.vocabulary.string(), source.checkpoint.string()));
+  }
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (root) tokenizer = open_tokenizer(source);
+  std::unique_ptr<FgramVocabulary> vocabulary;
+  ParameterSet main_parameters(main_parameter_specs(source.config), Device::cpu);
+  read_parameters(source.checkpoint, main_parameters);
+  TableLayout layout;
+  if (has_table) {
+    vocabulary = std::make_unique<FgramVocabulary>(open_vocabulary(source, options.vocabulary));
+    layout = {options.type, source.config.main.width, vocabulary->size()};
+    result.rows = layout.rows;
+    result.width = layout.width;
+    result.table_bytes = layout.file_bytes();
+  }
+
+  try {
+    if (root) {
+      fs::remove_all(temporary);
+      fs::create_directories(temporary);
+      const std::int64_t model_bytes = 4 * main_parameters.elements();
+      const std::int64_t vocabulary_bytes = 32 * layout.rows;
+      require_free_space(temporary, result.table_bytes + model_bytes + vocabulary_bytes);
+      if (has_table) create_table(temporary / kTableFile, layout);
+    }
+    ranks.barrier();
+    if (has_table) {
+      ParameterSet fgram_parameters(fgram_parameter_specs(source.config), Device::cpu);
+      read_parameters(source.checkpoint, fgram_parameters);
+      FgramModel model(source.config, fgram_parameters, main_parameters, backend, false);
+      bake_table(*vocabulary, model, layout, temporary / kTableFile, options.block_nodes, ranks,
+                 report);
+    }
+    if (root) {
+      write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout);
+      publish_folder(temporary, bundle, with_suffix(bundle, ".old.tmp"));
+    }
+    ranks.barrier();
+  } catch (...) {
+    std::error_code ignored;
+    if (root) fs::remove_all(temporary, ignored);
+    throw;
+  }
+  result.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  return result;
+}
+
+}  // namespace scone

@@ -1,0 +1,113 @@
+#include "checkpoint/bundle.h"
+
+#include <fmt/format.h>
+
+#include "checkpoint/durable_file.h"
+#include "checkpoint/export_names.h"
+#include "checkpoint/safetensors.h"
+#include "model/main_model.h"
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The files of a bundle in the form of describe_files: bundle.json's "files" and the table's.
+nlohmann::json all_files(const nlohmann::json& description) {
+  nlohmann::json files = description.at("files");
+  if (!description.at("table").is_null()) {
+    for (const auto& file : description.at("table").at("files")) {
+      files[file.at("name").get<std::string>()] = file;
+    }
+  }
+  return files;
+}
+
+void open_table(Bundle& bundle, const fs::path& json_path) {
+  const nlohmann::json& fgrams = bundle.description.at("fgrams");
+  const fs::path path = bundle.folder / fgrams.at("file").get<std::string>();
+  bundle.vocabulary = std::make_unique<FgramVocabulary>(path, fgrams.at("size").get<std::int64_t>(),
+                                                        fgrams.at("max_length").get<int>());
+  const auto fingerprint = fgrams.at("fingerprint").get<std::string>();
+  if (bundle.vocabulary->fingerprint() != fingerprint) {
+    throw InputError(
+        fmt::format("{}: expected the f-gram vocabulary {}, found {}; the file was "
+                    "exchanged: bake the bundle again",
+                    path.string(), fingerprint, bundle.vocabulary->fingerprint()));
+  }
+  const auto tokenizer = bundle.description.at("tokenizer").at("fingerprint").get<std::string>();
+  if (bundle.vocabulary->tokenizer_fingerprint() != tokenizer) {
+    throw InputError(fmt::format("{}: its f-grams are of the tokenizer {}, the bundle's is {}",
+                                 path.string(), bundle.vocabulary->tokenizer_fingerprint(),
+                                 tokenizer));
+  }
+  bundle.table = std::make_unique<FgramTable>(bundle.folder, bundle.description.at("table"));
+  if (bundle.table->width() != bundle.config.main.width) {
+    throw InputError(fmt::format("{}: table.width: expected the model's width {}, found {}",
+                                 json_path.string(), bundle.config.main.width,
+                                 bundle.table->width()));
+  }
+  if (bundle.table->rows() != bundle.vocabulary->size()) {
+    throw InputError(
+        fmt::format("{}: table.rows: expected {} as the f-gram vocabulary has, found "
+                    "{}",
+                    json_path.string(), bundle.vocabulary->size(), bundle.table->rows()));
+  }
+}
+
+}  // namespace
+
+bool is_bundle(const fs::path& path) {
+  std::error_code error;
+  return fs::is_regular_file(path / "bundle.json", error);
+}
+
+Bundle open_bundle(const fs::path& folder) {
+  const fs::path json_path = folder / "bundle.json";
+  Bundle bundle;
+  bundle.folder = folder;
+  bundle.description = read_json_file(json_path);
+  try {
+    const nlohmann::json& description = bundle.description;
+    if (description.at("format") != kBundleFormat ||
+        description.at("format_version") != kBundleVersion) {
+      throw InputError(
+          fmt::format("{}: expected the format \"{}\", version {}, found {}, version "
+                      "{}; bake with this version of the program",
+                      json_path.string(), kBundleFormat, kBundleVersion,
+                      description.at("format").dump(), description.at("format_version").dump()));
+    }
+    bundle.config = description.at("model").get<ModelConfig>();
+    description.at("tokenizer").at("file").get<std::string>();
+    const auto problems = file_problems(folder, all_files(description), false);
+    if (!problems.empty()) {
+      throw InputError(fmt::format("damaged bundle: {}; bake it again", fmt::join(problems, "; ")));
+    }
+    if (!description.at("table").is_null()) open_table(bundle, json_path);
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(fmt::format("{}: {}", json_path.string(), error.what()));
+  }
+  return bundle;
+}
+
+std::vector<std::string> bundle_problems(const fs::path& folder) {
+  try {
+    const Bundle bundle = open_bundle(folder);
+    auto problems = file_problems(folder, all_files(bundle.description), true);
+    if (problems.empty()) {
+      ParameterSet parameters(main_parameter_specs(bundle.config), Device::cpu);
+      bundle.load_main_parameters(parameters);
+    }
+    return problems;
+  } catch (const InputError& error) {
+    return {error.what()};
+  }
+}
+
+void Bundle::load_main_parameters(ParameterSet& parameters) const {
+  const SafetensorsFile file(folder / "model.safetensors");
+  for (const NamedTensor& view : exported_views(parameters)) file.read(view.name, view.tensor);
+}
+
+}  // namespace scone

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/fgram_vocabulary.h"
+#include "data/token_corpus.h"
+
+namespace scone {
+
+/// Sample s of an epoch is the window of sequence_length tokens (and the next as the last target)
+/// from s * sequence_length of the corpus; the last window may be short (padded: token 0, target
+/// -1, no match). Order within an epoch: a counter-based permutation (Feistel network with cycle
+/// walking) by (seed, epoch); an epoch's end may fall inside a batch.
+struct BatchStreamOptions {
+  std::int64_t sequence_length = 0;
+  std::int64_t batch_sequences = 0;  // of the global batch
+  int rank = 0, ranks = 1;  // this rank takes a contiguous slice, sizes differ by at most 1
+  std::uint64_t seed = 0;
+  bool shuffle = true;
+  bool attention_across_documents = false;
+  int prefetch = 2;  // batches prepared ahead, on a thread of its own
+};
+
+/// Position in the data order: all that resuming needs beside the corpus' fingerprint.
+struct DataState {
+  std::int64_t epoch = 0;
+  std::int64_t sample = 0;  // next sample within the epoch's order
+};
+
+/// One rank's slice of a global batch.
+struct Batch {
+  std::int64_t sequences = 0, length = 0;
+  std::vector<std::int32_t> tokens;   // [sequences * length]
+  std::vector<std::int32_t> targets;  // next token; -1 at padding, and, unless attention crosses
+                                      // documents, where the next token begins another document
+  std::vector<std::int32_t> attention_start;  // first position of the sequence in the same document
+                                              // (0 if attention crosses)
+  std::vector<std::int64_t>
+      match;  // f-gram id of the longest match ending there; -1: none. A match
+              // starts inside the sequence and inside the document, always.
+  std::vector<std::int64_t> fgrams;           // the distinct ids in match, ascending
+  std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: none
+  std::int64_t local_targets = 0;             // targets >= 0
+  DataState state_after;                      // where the next batch begins
+};
+
+class BatchStream {
+ public:
+  /// vocabulary may be null: no matches. Both must outlive this. Throws InputError for a corpus
+  /// shorter than one sequence + 1 token, or fewer sequences in a batch than ranks.
+  BatchStream(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
+              const BatchStreamOptions& options, DataState start = {});
+  ~BatchStream();
+  /// The next batch; waits where it is not ready. Errors of the preparing thread are rethrown here.
+  Batch next();
+  double last_wait_seconds() const;
+  std::int64_t samples_per_epoch() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace scone

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace scone {
+
+/// A folder of `scone tokenize` while it is made: train/, validation/ and the tokenizer are written
+/// into a hidden folder inside it and take their places when all is whole. Where publish() is not
+/// reached, what was there before stays as it was, and nothing new does.
+class DatasetFolder {
+ public:
+  /// Creates `output` where there is none. Throws InputError: it is a file, or cannot be created or
+  /// written.
+  explicit DatasetFolder(const std::filesystem::path& output);
+  ~DatasetFolder();
+  DatasetFolder(const DatasetFolder&) = delete;
+  DatasetFolder& operator=(const DatasetFolder&) = delete;
+
+  // Where to write until then.
+  std::filesystem::path train() const { return staging_ / "train"; }
+  std::filesystem::path validation() const { return staging_ / "validation"; }
+  std::filesystem::path tokenizer_model() const { return staging_ / "tokenizer.model"; }
+  /// Copies the tokenizer's file as tokenizer.json or tokenizer.model, whichever it is. Throws
+  /// InputError.
+  void copy_tokenizer(const std::filesystem::path& file);
+
+  /// Replaces the shards and the tokenizer of an earlier run; other files stay. Throws InputError.
+  void publish();
+
+ private:
+  std::filesystem::path output_, staging_;
+  bool made_output_ = false;
+};
+
+}  // namespace scone

@@ -1,0 +1,107 @@
+#include "checkpoint/bake.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "launch/command.h"
+#include "model/ops/ops.h"
+
+namespace scone {
+namespace {
+
+/// Prints rows, rate and time left of rank 0's share: rewriting one line on a terminal, else at
+/// most one line each ten seconds.
+class ProgressLine {
+ public:
+  explicit ProgressLine(int ranks) : ranks_(ranks), terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+  void operator()(const BakeProgress& progress) {
+    const bool last = progress.rows_done == progress.rows_total;
+    if (!last && progress.seconds - printed_ < (terminal_ ? 0.2 : 10.0)) return;
+    printed_ = progress.seconds;
+    const double rate = static_cast<double>(progress.rows_done) / progress.seconds;
+    const double left = static_cast<double>(progress.rows_total - progress.rows_done) / rate;
+    fmt::print(
+        stderr, "{}bake: {:5.1f} %  {:.0f} rows/s  {:.0f} s left{}", terminal_ ? "\r" : "",
+        100.0 * static_cast<double>(progress.rows_done) / static_cast<double>(progress.rows_total),
+        rate * ranks_, left, terminal_ && !last ? "   " : "   \n");
+    std::fflush(stderr);
+  }
+
+ private:
+  int ranks_;
+  bool terminal_;
+  double printed_ = 0;
+};
+
+struct Arguments {
+  BakeOptions options;
+  std::string type = "fp32";
+};
+
+int run_bake(Arguments& arguments, CommandContext& context) {
+  arguments.options.type = row_type_of(arguments.type);
+  ProgressLine line(context.world.size());
+  BakeProgressReport report;
+  if (context.is_root()) report = [&](const BakeProgress& progress) { line(progress); };
+  const BakeResult result = bake_bundle(arguments.options, cpu_backend(), context.world, report);
+  if (!context.is_root()) return 0;
+  for (const std::string& skipped : result.skipped) fmt::print(stderr, "warning: {}\n", skipped);
+  const std::string bundle = arguments.options.bundle.string();
+  if (!context.json) {
+    fmt::print("Baked {} (step {}) into {}\n", result.checkpoint.string(), result.step, bundle);
+    if (result.rows > 0) {
+      fmt::print("  table: {} rows of width {} in {}, {:.1f} MB, {:.1f} s\n", result.rows,
+                 result.width, arguments.type, static_cast<double>(result.table_bytes) / 1e6,
+                 result.seconds);
+    } else {
+      fmt::print("  a baseline: no f-gram table, {:.1f} s\n", result.seconds);
+    }
+  }
+  context.print_result({{"bundle", bundle},
+                        {"checkpoint", result.checkpoint.string()},
+                        {"step", result.step},
+                        {"rows", result.rows},
+                        {"width", result.width},
+                        {"dtype", arguments.type},
+                        {"table_bytes", result.table_bytes},
+                        {"seconds", result.seconds},
+                        {"rows_per_second", static_cast<double>(result.rows) / result.seconds}});
+  return 0;
+}
+
+}  // namespace
+
+void add_bake(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "bake", "Checkpoint -> bundle: main model, f-gram table, tokenizer. Alone or under mpirun.");
+  BakeOptions& options = arguments->options;
+  command
+      ->add_option("path", options.source,
+                   "Run folder (its newest valid checkpoint), checkpoints folder or checkpoint")
+      ->required();
+  command->add_option("--out", options.bundle, "Folder of the bundle to make")->required();
+  command
+      ->add_option("--dtype", arguments->type,
+                   "Type of the table's numbers: fp32, bf16 or fp16 (rounded to nearest even)")
+      ->capture_default_str();
+  command->add_option("--fgrams", options.vocabulary,
+                      "F-gram vocabulary to bake; default: the one trained with. A larger one of "
+                      "the same tokenizer is fine");
+  command->add_flag("--overwrite", options.overwrite, "Replace an existing bundle");
+  command
+      ->add_option("--block-nodes", options.block_nodes,
+                   "F-grams evaluated at a time on each rank; bounds the memory")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->callback([arguments, &action] {
+    action = [arguments](CommandContext& context) { return run_bake(*arguments, context); };
+  });
+}
+
+}  // namespace scone

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "parallel/communicator.h"
+
+namespace scone {
+
+/// What every subcommand gets: the ranks it runs on, and where its result goes.
+struct CommandContext {
+  Communicator& world;
+  bool json = false;  // --json: one JSON object on stdout as the last line, from rank 0
+  bool is_root() const { return world.rank() == 0; }
+  /// Prints `result` as the last line where --json was given (rank 0 only).
+  void print_result(const nlohmann::json& result) const;
+};
+
+/// Each add_* declares one subcommand with its options and sets `action` when it is chosen; main then calls it with
+/// the context. The action returns the exit code; bad input is thrown as InputError.
+using Action = std::function<int(CommandContext&)>;
+void add_tokenize(CLI::App& app, Action& action);
+void add_fgrams(CLI::App& app, Action& action);
+void add_train(CLI::App& app, Action& action);
+void add_eval(CLI::App& app, Action& action);
+void add_bake(CLI::App& app, Action& action);
+void add_generate(CLI::App& app, Action& action);
+void add_inspect(CLI::App& app, Action& action);
+
+}  // namespace scone

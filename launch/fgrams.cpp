@@ -1,0 +1,198 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "data/fgram_statistics.h"
+#include "data/fgram_vocabulary_builder.h"
+#include "data/size_suffix.h"
+#include "launch/command.h"
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+constexpr std::int64_t report_sequence_length = 256;
+constexpr std::int64_t report_batches = 4;
+constexpr std::array<std::int64_t, 3> report_batch_tokens{8 * 1024, 64 * 1024, 512 * 1024};
+
+struct FgramsArguments {
+  std::vector<std::string> data;
+  std::string output, size, memory = "4G";
+  int max_length = 5;
+  std::int64_t min_count = 5;
+  bool report = false;
+};
+
+/// Before an hour of counting: can the result be written?
+void check_output(const std::filesystem::path& output) {
+  const auto folder = output.has_parent_path() ? output.parent_path() : std::filesystem::path(".");
+  if (!std::filesystem::is_directory(folder)) {
+    throw InputError(
+        fmt::format("--output {}: expected an existing folder, found none at {}; create it first",
+                    output.string(), folder.string()));
+  }
+  if (std::filesystem::is_directory(output)) {
+    throw InputError(fmt::format(
+        "--output {}: expected a file name, found a folder; give FOLDER/NAME.h5", output.string()));
+  }
+  std::filesystem::path probe = output;
+  probe += ".partial";
+  std::FILE* file = std::fopen(probe.c_str(), "wb");
+  if (!file) {
+    throw InputError(fmt::format("--output {}: the folder cannot be written to; give another one",
+                                 output.string()));
+  }
+  std::fclose(file);
+  std::filesystem::remove(probe);
+}
+
+nlohmann::json by_length(const std::vector<std::int64_t>& counts) {
+  nlohmann::json object = nlohmann::json::object();
+  for (std::size_t n = 2; n < counts.size(); ++n) object[std::to_string(n)] = counts[n];
+  return object;
+}
+
+nlohmann::json coverage_json(const FgramCoverage& coverage) {
+  nlohmann::json shares = nlohmann::json::object();
+  for (std::size_t n = 2; n < coverage.matched.size(); ++n) {
+    shares[std::to_string(n)] =
+        static_cast<double>(coverage.matched[n]) / static_cast<double>(coverage.positions);
+  }
+  return {{"share", 1.0 - static_cast<double>(coverage.matched[0]) /
+                              static_cast<double>(coverage.positions)},
+          {"share_by_length", shares},
+          {"fgram_tokens_per_position", coverage.fgram_tokens_per_position()},
+          {"padded_fgram_tokens_per_position", coverage.padded_tokens_per_position()}};
+}
+
+void print_summary(const FgramBuildResult& built, std::int64_t size,
+                   const FgramCoverage& coverage) {
+  fmt::print(stderr, "{:>8} {:>14} {:>14} {:>18}\n", "length", "survivors", "chosen",
+             "positions matched");
+  for (std::size_t n = 2; n < built.survivors.size(); ++n) {
+    const std::int64_t matched = n < coverage.matched.size() ? coverage.matched[n] : 0;
+    fmt::print(stderr, "{:>8} {:>14} {:>14} {:>17.2f}%\n", n, built.survivors[n], built.chosen[n],
+               100.0 * static_cast<double>(matched) / static_cast<double>(coverage.positions));
+  }
+  fmt::print(stderr, "{:>8} {:>14} {:>14} {:>17.2f}%\n", "all", built.total_survivors, size,
+             100.0 - 100.0 * static_cast<double>(coverage.matched[0]) /
+                         static_cast<double>(coverage.positions));
+  fmt::print(stderr, "cut-off count {}\n", built.cutoff_count);
+}
+
+nlohmann::json report_sharing(const TokenCorpus& corpus, const FgramVocabulary& vocabulary,
+                              const FgramCoverage& coverage) {
+  fmt::print(stderr,
+             "f-gram tokens a position without sharing: {:.3f} (padded to {}: {:.3f})\n"
+             "{:>14} {:>9} {:>14} {:>18}\n",
+             coverage.fgram_tokens_per_position(), vocabulary.max_length(),
+             coverage.padded_tokens_per_position(), "batch tokens", "batches", "nodes/token",
+             "f-grams/token");
+  nlohmann::json rows = nlohmann::json::array();
+  for (const std::int64_t tokens : report_batch_tokens) {
+    const FgramSharing sharing = measure_sharing(corpus, vocabulary, tokens, report_sequence_length,
+                                                 report_batches, /*seed=*/0);
+    nlohmann::json row{{"batch_tokens", tokens}, {"batches", sharing.batches}};
+    if (sharing.batches == 0) {
+      fmt::print(stderr, "{:>14} {:>9}   the corpus is smaller\n", tokens, 0);
+      row["nodes_per_token"] = nullptr;
+      row["fgrams_per_token"] = nullptr;
+    } else {
+      fmt::print(stderr, "{:>14} {:>9} {:>14.4f} {:>18.4f}\n", tokens, sharing.batches,
+                 sharing.nodes_per_token, sharing.fgrams_per_token);
+      row["nodes_per_token"] = sharing.nodes_per_token;
+      row["fgrams_per_token"] = sharing.fgrams_per_token;
+    }
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
+  const auto begin = std::chrono::steady_clock::now();
+  FgramBuildOptions options;
+  options.size = parse_size(arguments.size);
+  options.memory_bytes = parse_size(arguments.memory);
+  options.max_length = arguments.max_length;
+  options.min_count = arguments.min_count;
+  if (context.is_root()) {
+    check_output(arguments.output);
+    options.progress = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  }
+  const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
+  if (context.is_root()) {
+    fmt::print(stderr, "{} tokens in {} documents, {} shards, on {}\n", corpus.tokens(),
+               corpus.documents(), corpus.shards().size(), context.world.describe());
+  }
+  FgramBuildResult built = build_fgram_vocabulary(context.world, corpus, options);
+  const FgramVocabulary vocabulary(std::move(built.contents), arguments.output);
+  if (context.is_root()) {
+    if (vocabulary.size() < options.size) {
+      fmt::print(
+          stderr,
+          "warning: only {} n-grams occur {} times or more, fewer than --size {}; all are taken\n",
+          vocabulary.size(), options.min_count, options.size);
+    }
+    vocabulary.save(arguments.output);
+  }
+  const FgramCoverage coverage = measure_coverage(context.world, corpus, vocabulary);
+  if (context.is_root()) {
+    print_summary(built, vocabulary.size(), coverage);
+    nlohmann::json result{{"output", arguments.output},
+                          {"size", vocabulary.size()},
+                          {"fingerprint", vocabulary.fingerprint()},
+                          {"max_length", options.max_length},
+                          {"min_count", options.min_count},
+                          {"corpus_tokens", corpus.tokens()},
+                          {"survivors_by_length", by_length(built.survivors)},
+                          {"chosen_by_length", by_length(built.chosen)},
+                          {"cutoff_count", built.cutoff_count},
+                          {"coverage", coverage_json(coverage)}};
+    if (arguments.report) result["sharing"] = report_sharing(corpus, vocabulary, coverage);
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    fmt::print(stderr, "{} f-grams in {}, {:.1f} s\n", vocabulary.size(), arguments.output,
+               seconds);
+    result["seconds"] = seconds;
+    context.print_result(result);
+  }
+  context.world.barrier();
+  return 0;
+}
+
+}  // namespace
+
+void add_fgrams(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<FgramsArguments>();
+  CLI::App* command =
+      app.add_subcommand("fgrams", "Token shards -> f-gram vocabulary: the most frequent n-grams");
+  command->add_option("--data", arguments->data, "Token shards, or folders of them (DIR/train)")
+      ->required();
+  command->add_option("--output", arguments->output, "The f-gram vocabulary to write (FILE.h5)")
+      ->required();
+  command->add_option("--size", arguments->size, "Number of f-grams, such as 100K or 10M")
+      ->required();
+  command->add_option("--max-length", arguments->max_length, "Longest f-gram in tokens")
+      ->capture_default_str();
+  command
+      ->add_option("--min-count", arguments->min_count,
+                   "Least number of occurrences, from the first scan on")
+      ->capture_default_str();
+  command->add_option("--memory", arguments->memory, "Memory that a rank may use, such as 4G")
+      ->capture_default_str();
+  command->add_flag(
+      "--report", arguments->report,
+      "Also measure how many distinct trie nodes batches of 8K, 64K, 512K tokens need");
+  command->callback([arguments, &action] {
+    action = [arguments](CommandContext& context) { return run_fgrams(*arguments, context); };
+  });
+}
+
+}  // namespace scone

@@ -1,0 +1,320 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/bundle.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/durable_file.h"
+#include "checkpoint/file_checksum.h"
+#include "checkpoint/safetensors.h"
+#include "data/fgram_vocabulary.h"
+#include "data/hdf5_file.h"
+#include "data/token_corpus.h"
+#include "launch/command.h"
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// What was found: lines for people, an object for scripts.
+struct Report {
+  std::vector<std::string> lines;
+  nlohmann::json json;
+
+  void add(std::string line) { lines.push_back(std::move(line)); }
+};
+
+/// Prints names as a tree: parts between '/' and '.' that a name shares with the one before it are
+/// left out.
+class TensorTree {
+ public:
+  explicit TensorTree(Report& report) : report_(report) {}
+
+  void add(const std::string& name, const std::string& type, const Shape& shape, double norm) {
+    std::vector<std::string> parts(1);
+    for (const char c : name) {
+      if (c == '/' || c == '.') {
+        parts.emplace_back();
+      } else {
+        parts.back() += c;
+      }
+    }
+    std::size_t shared = 0;
+    while (shared + 1 < parts.size() && shared + 1 < last_.size() &&
+           parts[shared] == last_[shared]) {
+      ++shared;
+    }
+    for (std::size_t depth = shared; depth + 1 < parts.size(); ++depth) {
+      report_.add(fmt::format("  {:{}}{}", "", 2 * depth, parts[depth]));
+    }
+    const std::string leaf = fmt::format("  {:{}}{}", "", 2 * (parts.size() - 1), parts.back());
+    report_.add(fmt::format("{:<40} {:<5} {:<18} norm {:.6g}", leaf, type,
+                            fmt::format("[{}]", fmt::join(shape, ", ")), norm));
+    report_.json["tensors"].push_back(
+        {{"name", name}, {"dtype", type}, {"shape", shape}, {"norm", norm}});
+    last_ = std::move(parts);
+  }
+
+ private:
+  Report& report_;
+  std::vector<std::string> last_;
+};
+
+double norm_of(const Tensor& tensor) {
+  double sum = 0;
+  for (const float value : tensor.span<float>()) sum += static_cast<double>(value) * value;
+  return std::sqrt(sum);
+}
+
+void inspect_safetensors(const fs::path& path, Report& report) {
+  const SafetensorsFile file(path);
+  report.json["kind"] = "safetensors";
+  report.add(fmt::format("{}: safetensors, {} tensors", path.string(), file.entries().size()));
+  for (const auto& [key, value] : file.metadata()) report.add(fmt::format("  {}: {}", key, value));
+  std::vector<SafetensorsEntry> entries = file.entries();
+  std::sort(entries.begin(), entries.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  TensorTree tree(report);
+  for (const SafetensorsEntry& entry : entries) {
+    double norm = std::nan("");
+    if (entry.dtype == "F32" || entry.dtype == "BF16" || entry.dtype == "F16") {
+      const Tensor tensor = Tensor::zeros(entry.shape);
+      file.read(entry.name, tensor);
+      norm = norm_of(tensor);
+    }
+    tree.add(entry.name, entry.dtype, entry.shape, norm);
+  }
+}
+
+void inspect_tensors_file(const fs::path& path, Report& report) {
+  const Hdf5File file = Hdf5File::open(path);
+  TensorTree tree(report);
+  for (const std::string& name : file.dataset_names()) {
+    const Tensor tensor = Tensor::zeros(file.dataset_shape(name));
+    file.read(name, H5T_NATIVE_FLOAT, tensor.data<float>());
+    tree.add(name, "fp32", tensor.shape(), norm_of(tensor));
+  }
+}
+
+/// Reads a shard whole: every id against the vocabulary, every byte against its checksum.
+void inspect_shard(const fs::path& path, Report& report) {
+  const TokenCorpus corpus({path});
+  const ShardInfo& info = corpus.shards().front();
+  std::vector<std::int32_t> piece(std::size_t{1} << 20);
+  for (std::int64_t first = 0; first < info.tokens;) {
+    const auto count = std::min(static_cast<std::int64_t>(piece.size()), info.tokens - first);
+    corpus.read(first, std::span(piece).first(static_cast<std::size_t>(count)));
+    first += count;
+  }
+  StreamingChecksum checksum;
+  {
+    const Hdf5File file = Hdf5File::open(path);
+    const std::int64_t token_bytes = info.vocabulary_size <= 65536 ? 2 : 4;
+    checksum.add_file(path, file.dataset_offset("/tokens"), info.tokens * token_bytes);
+    checksum.add_file(path, file.dataset_offset("/document_offsets"), (info.documents + 1) * 8);
+  }
+  if (checksum.hex() != info.checksum) {
+    throw InputError(
+        fmt::format("{}: expected checksum {}, found {}: the tokens were changed; "
+                    "tokenize again",
+                    path.string(), info.checksum, checksum.hex()));
+  }
+  report.json["shards"].push_back({{"path", path.string()},
+                                   {"tokens", info.tokens},
+                                   {"documents", info.documents},
+                                   {"text_bytes", info.text_bytes},
+                                   {"checksum", info.checksum}});
+  report.add(fmt::format(
+      "{}: token shard, {} tokens in {} documents, {} bytes of text, vocabulary {}, tokenizer {}, "
+      "checksum {} verified",
+      path.string(), info.tokens, info.documents, info.text_bytes, info.vocabulary_size,
+      info.tokenizer_fingerprint, info.checksum));
+}
+
+void inspect_vocabulary(const fs::path& path, Report& report) {
+  const FgramVocabulary vocabulary(path);
+  report.json["kind"] = "fgrams";
+  report.json["size"] = vocabulary.size();
+  report.json["max_length"] = vocabulary.max_length();
+  report.json["fingerprint"] = vocabulary.fingerprint();
+  report.add(fmt::format(
+      "{}: f-gram vocabulary, {} f-grams of length 2..{}, token vocabulary {}, "
+      "tokenizer {}, fingerprint {}",
+      path.string(), vocabulary.size(), vocabulary.max_length(), vocabulary.token_vocabulary_size(),
+      vocabulary.tokenizer_fingerprint(), vocabulary.fingerprint()));
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(vocabulary.max_length()) + 1, 0);
+  for (std::int64_t id = 0; id < vocabulary.size(); ++id) {
+    ++lengths.at(static_cast<std::size_t>(vocabulary.length(id)));
+  }
+  for (std::size_t length = 2; length < lengths.size(); ++length) {
+    report.add(fmt::format("  length {}: {}", length, lengths[length]));
+  }
+}
+
+void inspect_checkpoint(const fs::path& path, Report& report) {
+  const auto problems = checkpoint_problems(path);
+  if (!problems.empty()) {
+    throw InputError(fmt::format("damaged checkpoint: {}", fmt::join(problems, "; ")));
+  }
+  const CheckpointManifest manifest = read_manifest(path);
+  report.json["kind"] = "checkpoint";
+  report.json["step"] = manifest.step;
+  report.json["tokens"] = manifest.tokens;
+  report.add(fmt::format("{}: checkpoint of step {}, {} tokens seen, {}; checksums verified",
+                         path.string(), manifest.step, manifest.tokens,
+                         manifest.fgrams.is_null() ? "a baseline" : "with f-gram model"));
+  report.add("  model: " + manifest.model.dump());
+  inspect_tensors_file(path / "tensors.h5", report);
+}
+
+void inspect_bundle(const fs::path& path, Report& report) {
+  const auto problems = bundle_problems(path);
+  if (!problems.empty()) {
+    throw InputError(fmt::format("damaged bundle: {}", fmt::join(problems, "; ")));
+  }
+  const Bundle bundle = open_bundle(path);
+  inspect_safetensors(path / "model.safetensors", report);
+  report.json["kind"] = "bundle";
+  report.json["step"] = bundle.description.at("step");
+  std::string table = "no f-gram table (a baseline)";
+  if (bundle.table) {
+    report.json["rows"] = bundle.table->rows();
+    table = fmt::format("f-gram table of {} rows of width {} in {}", bundle.table->rows(),
+                        bundle.table->width(), name_of(bundle.table->type()));
+  }
+  report.lines.insert(report.lines.begin(),
+                      fmt::format("{}: bundle of step {}, {}; checksums verified", path.string(),
+                                  bundle.description.at("step").dump(), table));
+}
+
+void inspect_table(const fs::path& path, Report& report) {
+  const TableLayout layout = read_table_layout(path);
+  report.json["kind"] = "table";
+  report.json["rows"] = layout.rows;
+  report.add(
+      fmt::format("{}: f-gram table of {} rows of width {} in {} (its checksum stands in "
+                  "the bundle: inspect the bundle)",
+                  path.string(), layout.rows, layout.width, name_of(layout.type)));
+}
+
+void inspect_hdf5(const fs::path& path, Report& report) {
+  std::string format;
+  {
+    const Hdf5File file = Hdf5File::open(path);
+    if (file.has_attribute("format")) format = file.string_attribute("format");
+  }
+  if (format == "scone-tokens") {
+    report.json["kind"] = "tokens";
+    inspect_shard(path, report);
+  } else if (format == "scone-fgrams") {
+    inspect_vocabulary(path, report);
+  } else if (format == "scone-checkpoint-tensors") {
+    report.json["kind"] = "checkpoint-tensors";
+    report.add(
+        fmt::format("{}: tensors of a checkpoint (its checksum stands in manifest.json: "
+                    "inspect the folder)",
+                    path.string()));
+    inspect_tensors_file(path, report);
+  } else {
+    throw InputError(fmt::format("{}: HDF5, but not of ours: attribute \"format\" is \"{}\"",
+                                 path.string(), format));
+  }
+}
+
+/// A run's folder, a folder of checkpoints, or one of token shards (with their split's folders).
+void inspect_folder(const fs::path& path, Report& report) {
+  const fs::path checkpoints = fs::is_directory(path / "checkpoints") ? path / "checkpoints" : path;
+  std::vector<fs::path> steps, shards;
+  for (const auto& entry : fs::directory_iterator(checkpoints)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_directory() && name.starts_with("step-")) steps.push_back(entry.path());
+  }
+  for (const auto& entry : fs::recursive_directory_iterator(path)) {
+    if (entry.path().extension() == ".h5" && entry.is_regular_file()) {
+      shards.push_back(entry.path());
+    }
+  }
+  std::sort(steps.begin(), steps.end());
+  std::sort(shards.begin(), shards.end());
+  std::vector<std::string> problems;
+  const auto inspect_each = [&](const std::vector<fs::path>& paths, const auto& inspect_one) {
+    for (const fs::path& each : paths) {
+      try {
+        inspect_one(each, report);
+      } catch (const InputError& error) {
+        problems.emplace_back(error.what());
+      }
+    }
+  };
+  if (!steps.empty()) {
+    inspect_each(steps, inspect_checkpoint);
+    report.json["kind"] = "checkpoints";
+  } else if (!shards.empty()) {
+    inspect_each(shards, inspect_hdf5);
+    report.json["kind"] = "folder";
+  } else {
+    throw InputError(fmt::format(
+        "{}: expected a bundle, a checkpoint, a run's folder or token shards; found none of them",
+        path.string()));
+  }
+  if (!problems.empty()) throw InputError(fmt::format("{}", fmt::join(problems, "\n")));
+}
+
+void inspect(const fs::path& path, Report& report) {
+  if (!fs::exists(path)) {
+    throw InputError(fmt::format("{}: no such file or folder", path.string()));
+  }
+  if (fs::is_directory(path)) {
+    if (is_bundle(path)) return inspect_bundle(path, report);
+    if (is_checkpoint(path) || path.filename().string().starts_with("step-")) {
+      return inspect_checkpoint(path, report);
+    }
+    return inspect_folder(path, report);
+  }
+  const std::string name = path.filename().string();
+  if (name == "bundle.json") return inspect_bundle(path.parent_path(), report);
+  if (name == "manifest.json") return inspect_checkpoint(path.parent_path(), report);
+  if (path.extension() == ".safetensors") return inspect_safetensors(path, report);
+  if (path.extension() == ".h5" || path.extension() == ".hdf5") return inspect_hdf5(path, report);
+  if (path.extension() == ".bin") return inspect_table(path, report);
+  throw InputError(fmt::format(
+      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, bundle.json or "
+      "manifest.json",
+      path.string()));
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Action& action) {
+  auto path = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand(
+      "inspect",
+      "Says what a file or folder of ours is and verifies it whole, checksums included: token "
+      "shards, f-gram vocabulary, checkpoint, bundle, safetensors. Exit code 2: damaged or "
+      "unknown.");
+  command->add_option("path", *path, "File or folder")->required();
+  command->callback([path, &action] {
+    action = [path](CommandContext& context) {
+      if (!context.is_root()) return 0;
+      Report report;
+      inspect(*path, report);
+      if (!context.json) {
+        for (const std::string& line : report.lines) fmt::print("{}\n", line);
+      }
+      report.json["path"] = *path;
+      report.json["valid"] = true;
+      context.print_result(report.json);
+      return 0;
+    };
+  });
+}
+
+}  // namespace scone

@@ -1,0 +1,172 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "model/model_config.h"
+#include "model/tensor.h"
+
+namespace scone {
+
+/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) on a range of parameters.
+struct AdamwStep {
+  float lr = 0;
+  float beta1 = 0.9F;
+  float beta2 = 0.95F;
+  float eps = 1e-8F;
+  float weight_decay = 0;    // decoupled: value -= lr * weight_decay * value
+  std::int64_t step = 1;     // 1 for the first step, for bias correction
+  float gradient_scale = 1;  // multiplies the gradient first (clipping, 1 / tokens)
+};
+
+/// Sequences of equal length with heads of equal width. rows = sequences * length.
+struct CausalShape {
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_width = 0;
+};
+
+/// A forest of nodes in preorder.
+struct TrieShape {
+  std::int64_t nodes = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_width = 0;
+};
+
+/// Where the input embedding of each position comes from. Integer tensors: [rows].
+struct EmbeddingInput {
+  Tensor tokens;           // int32, < vocabulary
+  Tensor positions;        // int32, index into the position embedding; unread where there is none
+  Tensor row_of_position;  // int32, index into rows or -1; empty: no position has a row
+  CombineKind combine = CombineKind::replace;
+};
+
+constexpr float kNormEpsilon = 1e-5F;
+constexpr float kRopeBase = 10000.0F;
+constexpr std::int64_t kMaxTrieDepth = 64;  // most nodes on a path from a root
+
+/// The operations of a transformer on one kind of device. Tensors are contiguous, fp32 unless said
+/// otherwise, and of the backend's device. `rows` says how many leading rows are used: tensors may
+/// have more. Outputs do not alias inputs unless said so. Results are bit-identical from run to run
+/// and do not depend on the number of threads. An empty Tensor stands for an absent optional
+/// argument. `d_x` is the gradient of x; parameter gradients (weights, biases, gains, embeddings)
+/// are added to, others are overwritten unless said otherwise. A backend may be used by several
+/// threads at once on different tensors.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual Device device() const = 0;
+
+  // Moving data.
+  /// target[i] = source[i], [source.size()].
+  virtual void upload(std::span<const std::int32_t> source, const Tensor& target) = 0;
+  /// target[i] = source[i], [target.size()].
+  virtual void download(const Tensor& source, std::span<float> target) = 0;
+  /// Device to same device; target.elements() >= source.elements().
+  virtual void copy(const Tensor& source, const Tensor& target) = 0;
+  virtual void zero(const Tensor& target) = 0;
+
+  // Linear layers. weight: [out, in], bias: [out] or empty.
+  /// y = x W^T + bias + residual. x: [rows, in]; residual: [rows, out] or empty, may be y itself;
+  /// y: [rows, out].
+  virtual void linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                      const Tensor& residual, const Tensor& y, std::int64_t rows) = 0;
+  /// d_x (+)= d_y W. d_y: [rows, out]; d_x: [rows, in].
+  virtual void linear_backward_input(const Tensor& d_y, const Tensor& weight, const Tensor& d_x,
+                                     bool accumulate, std::int64_t rows) = 0;
+  /// d_weight += d_y^T x, d_bias += column sums of d_y (where not empty).
+  virtual void linear_backward_weight(const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
+                                      const Tensor& d_bias, std::int64_t rows) = 0;
+
+  // Norms over the last axis. gain, bias: [width]; bias empty: none.
+  /// layernorm: y = (x - mean) * r * gain + bias, r = 1 / sqrt(variance + kNormEpsilon); rmsnorm:
+  /// mean = 0, variance = mean of squares. x, y: [rows, width]; statistics: [rows, 2] = (mean, r).
+  virtual void norm(NormKind kind, const Tensor& x, const Tensor& gain, const Tensor& bias,
+                    const Tensor& y, const Tensor& statistics, std::int64_t rows) = 0;
+  /// d_x: [rows, width]; accumulate adds to it.
+  virtual void norm_backward(NormKind kind, const Tensor& d_y, const Tensor& x, const Tensor& gain,
+                             const Tensor& statistics, const Tensor& d_x, bool accumulate,
+                             const Tensor& d_gain, const Tensor& d_bias, std::int64_t rows) = 0;
+
+  // Activations, element-wise over `elements` leading elements.
+  /// y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the tanh form of GPT-2.
+  virtual void gelu(const Tensor& x, const Tensor& y, std::int64_t elements) = 0;
+  /// d_x may be d_y.
+  virtual void gelu_backward(const Tensor& d_y, const Tensor& x, const Tensor& d_x,
+                             std::int64_t elements) = 0;
+  /// y = silu(gate) * up, silu(g) = g / (1 + exp(-g)).
+  virtual void swiglu(const Tensor& gate, const Tensor& up, const Tensor& y,
+                      std::int64_t elements) = 0;
+  /// d_up may be d_y.
+  virtual void swiglu_backward(const Tensor& d_y, const Tensor& gate, const Tensor& up,
+                               const Tensor& d_gate, const Tensor& d_up, std::int64_t elements) = 0;
+
+  // Attention. qkv: [rows, 3 width], width = heads * head_width, q | k | v, each split by head.
+  /// Rotates q and k in place by position * kRopeBase^(-2 i / head_width), pairing element i of a
+  /// head with i + head_width / 2 (Su et al., arXiv 2104.09864; half-split pairing). positions:
+  /// int32 [rows]. inverse rotates back, which is the backward pass on d_qkv.
+  virtual void rope(const Tensor& qkv, const Tensor& positions, std::int64_t heads,
+                    std::int64_t head_width, bool inverse, std::int64_t rows) = 0;
+  /// Position i of a sequence attends to attention_start[i] .. i of the same sequence with weights
+  /// softmax(q k / sqrt(head_width)). attention_start: int32 [rows], 0 <= attention_start[i] <= i,
+  /// as index within the sequence. out: [rows, width]; log_sum_exp: [rows, heads], of the scaled
+  /// scores.
+  virtual void causal_attention(const CausalShape& shape, const Tensor& qkv,
+                                const Tensor& attention_start, const Tensor& out,
+                                const Tensor& log_sum_exp) = 0;
+  /// d_qkv: [rows, 3 width].
+  virtual void causal_attention_backward(const CausalShape& shape, const Tensor& qkv,
+                                         const Tensor& attention_start, const Tensor& out,
+                                         const Tensor& log_sum_exp, const Tensor& d_out,
+                                         const Tensor& d_qkv) = 0;
+  /// Node i attends to itself and its ancestors. parent: int32 [nodes], < own index, -1 at roots,
+  /// preorder; paths of at most kMaxTrieDepth nodes. out: [nodes, width]; log_sum_exp: [nodes,
+  /// heads].
+  virtual void trie_attention(const TrieShape& shape, const Tensor& qkv, const Tensor& parent,
+                              const Tensor& out, const Tensor& log_sum_exp) = 0;
+  virtual void trie_attention_backward(const TrieShape& shape, const Tensor& qkv,
+                                       const Tensor& parent, const Tensor& out,
+                                       const Tensor& log_sum_exp, const Tensor& d_out,
+                                       const Tensor& d_qkv) = 0;
+  /// Appends k and v of `rows` new positions to keys_values [context, 2 width] at `past`, then
+  /// position past + i attends to 0 .. past + i. out: [rows, width].
+  virtual void cached_attention(const Tensor& qkv, const Tensor& keys_values, std::int64_t past,
+                                std::int64_t heads, std::int64_t head_width, const Tensor& out,
+                                std::int64_t rows) = 0;
+
+  // Embeddings.
+  /// out[i] = source(i) + position_embedding[positions[i]], where source is
+  /// rows[row_of_position[i]] (plus token_embedding[tokens[i]] with CombineKind::add), or
+  /// token_embedding[tokens[i]] where there is no row. token_embedding: [vocabulary, width];
+  /// position_embedding: [context, width] or empty; rows: [any, width].
+  virtual void embed(const EmbeddingInput& input, const Tensor& token_embedding,
+                     const Tensor& position_embedding, const Tensor& rows, const Tensor& out,
+                     std::int64_t count) = 0;
+  /// Adds to d_token_embedding, d_position_embedding (or empty) and d_rows.
+  virtual void embed_backward(const EmbeddingInput& input, const Tensor& d_out,
+                              const Tensor& d_token_embedding, const Tensor& d_position_embedding,
+                              const Tensor& d_rows, std::int64_t count) = 0;
+
+  /// losses[i] = -log softmax(logits[i])[targets[i]], 0 where targets[i] is -1. logits: [rows,
+  /// classes]; targets: int32 [rows]; losses: [rows]. with_gradient: logits become gradient_scale *
+  /// d losses[i] / d logits[i].
+  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
+                             bool with_gradient, float gradient_scale, std::int64_t rows) = 0;
+
+  // The optimizer's operations, over all elements of flat ranges of equal size.
+  virtual void adamw(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,
+                     const AdamwStep& step) = 0;
+  /// y += factor * x.
+  virtual void axpy(float factor, const Tensor& x, const Tensor& y) = 0;
+  virtual void scale(float factor, const Tensor& x) = 0;
+  /// In double, in an order fixed by the number of elements.
+  virtual double squared_norm(const Tensor& x) = 0;
+  virtual double sum(const Tensor& x) = 0;
+  virtual bool all_finite(const Tensor& x) = 0;
+};
+
+/// The CPU backend: oneDNN for matrix products, OpenMP for the rest. One object for the process.
+Backend& cpu_backend();
+
+}  // namespace scone

@@ -1,0 +1,135 @@
+#include "model/parameter.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <stdexcept>
+
+namespace scone {
+namespace {
+
+// Parameters start at multiples of a cache line, so that two never share one.
+constexpr std::int64_t kParameterAlignment = 16;  // fp32 elements
+
+std::uint64_t fnv1a(const std::string& text) {
+  std::uint64_t hash = 0xcbf29ce484222325ULL;
+  for (const char character : text) {
+    hash ^= static_cast<unsigned char>(character);
+    hash *= 0x100000001b3ULL;
+  }
+  return hash;
+}
+
+/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
+                                    std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t first = std::uint64_t{0xD2511F53U} * counter[0];
+    const std::uint64_t second = std::uint64_t{0xCD9E8D57U} * counter[2];
+    counter = {static_cast<std::uint32_t>(second >> 32) ^ counter[1] ^ key[0],
+               static_cast<std::uint32_t>(second),
+               static_cast<std::uint32_t>(first >> 32) ^ counter[3] ^ key[1],
+               static_cast<std::uint32_t>(first)};
+    key[0] += 0x9E3779B9U;
+    key[1] += 0xBB67AE85U;
+  }
+  return counter;
+}
+
+/// Four normal numbers of one counter, by Box-Muller on pairs.
+std::array<float, 4> normal_block(std::uint64_t seed, std::uint64_t stream, std::uint64_t block) {
+  const auto low = [](std::uint64_t value) { return static_cast<std::uint32_t>(value); };
+  const auto high = [](std::uint64_t value) { return static_cast<std::uint32_t>(value >> 32); };
+  const auto bits =
+      philox({low(block), high(block), low(stream), high(stream)}, {low(seed), high(seed)});
+  std::array<float, 4> normals{};
+  for (std::size_t pair = 0; pair < 4; pair += 2) {
+    const double radius_uniform = (bits[pair] + 0.5) * 0x1p-32;  // in (0, 1)
+    const double angle_uniform = bits[pair + 1] * 0x1p-32;
+    const double radius = std::sqrt(-2.0 * std::log(radius_uniform));
+    const double angle = 2.0 * std::numbers::pi * angle_uniform;
+    normals[pair] = static_cast<float>(radius * std::cos(angle));
+    normals[pair + 1] = static_cast<float>(radius * std::sin(angle));
+  }
+  return normals;
+}
+
+std::int64_t elements_of(const Shape& shape) {
+  std::int64_t elements = 1;
+  for (const std::int64_t extent : shape) elements *= extent;
+  return elements;
+}
+
+std::int64_t padded(std::int64_t elements) {
+  return (elements + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
+}
+
+}  // namespace
+
+ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device)
+    : specs_(std::move(specs)) {
+  std::int64_t total = 0;
+  for (const ParameterSpec& spec : specs_) total += padded(elements_of(spec.shape));
+  flat_values_ = Tensor::zeros({total}, DType::fp32, device);
+  flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
+  std::int64_t offset = 0;
+  for (const ParameterSpec& spec : specs_) {
+    const std::int64_t elements = elements_of(spec.shape);
+    values_.push_back(flat_values_.rows(offset, elements).view(spec.shape));
+    gradients_.push_back(flat_gradients_.rows(offset, elements).view(spec.shape));
+    offset += padded(elements);
+  }
+}
+
+std::size_t ParameterSet::find(const std::string& name) const {
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    if (specs_[i].name == name) return i;
+  }
+  throw std::out_of_range(fmt::format("no parameter is named \"{}\"", name));
+}
+
+void ParameterSet::initialise(std::uint64_t seed) {
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const std::span<float> values = values_[i].span<float>();
+    const auto mean = static_cast<float>(specs_[i].init_mean);
+    const auto deviation = static_cast<float>(specs_[i].init_std);
+    if (deviation == 0.0F) {
+      std::fill(values.begin(), values.end(), mean);
+      continue;
+    }
+    counter_normal(seed, specs_[i].name, 0, values);
+    for (float& value : values) value = mean + deviation * value;
+  }
+}
+
+void ParameterSet::zero_gradients() {
+  const std::span<float> gradients = flat_gradients_.span<float>();
+  const auto count = static_cast<std::int64_t>(gradients.size());
+#pragma omp parallel for simd schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) gradients[static_cast<std::size_t>(i)] = 0.0F;
+}
+
+void counter_normal(std::uint64_t seed, const std::string& stream, std::int64_t first_index,
+                    std::span<float> out) {
+  if (first_index < 0) throw std::invalid_argument("counter_normal: negative index");
+  if (out.empty()) return;
+  const std::uint64_t stream_key = fnv1a(stream);
+  const std::int64_t end = first_index + static_cast<std::int64_t>(out.size());
+#pragma omp parallel for schedule(static)
+  for (std::int64_t block = first_index / 4; block <= (end - 1) / 4; ++block) {
+    const auto normals = normal_block(seed, stream_key, static_cast<std::uint64_t>(block));
+    for (std::int64_t lane = 0; lane < 4; ++lane) {
+      const std::int64_t index = block * 4 + lane;
+      if (index >= first_index && index < end) {
+        out[static_cast<std::size_t>(index - first_index)] =
+            normals[static_cast<std::size_t>(lane)];
+      }
+    }
+  }
+}
+
+}  // namespace scone

@@ -1,0 +1,127 @@
+#include "checkpoint/bundle.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <fstream>
+#include <functional>
+
+#include "checkpoint/bake.h"
+#include "checkpoint/durable_file.h"
+#include "model/main_model.h"
+#include "model/ops/ops.h"
+#include "parallel/error.h"
+#include "tiny_run.h"
+
+namespace scone {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+class BundleTest : public ::testing::Test {
+ protected:
+  BundleTest() : run_(folder_.path()), path_(folder_.path() / "bundle") {
+    const auto self = make_self_communicator();
+    BakeOptions options;
+    options.source = run_.folder;
+    options.bundle = path_;
+    bake_bundle(options, cpu_backend(), *self);
+  }
+  std::string open_error() const {
+    try {
+      open_bundle(path_);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  }
+  void edit_description(const std::function<void(nlohmann::json&)>& edit) const {
+    nlohmann::json json = read_json_file(path_ / "bundle.json");
+    edit(json);
+    std::ofstream(path_ / "bundle.json") << json.dump();
+  }
+
+  TemporaryFolder folder_;
+  TinyRun run_;
+  fs::path path_;
+};
+
+TEST_F(BundleTest, HoldsModelTokenizerAndFgrams) {
+  EXPECT_TRUE(is_bundle(path_));
+  EXPECT_FALSE(is_bundle(folder_.path()));
+  const Bundle bundle = open_bundle(path_);
+  EXPECT_EQ(bundle.description.at("step"), 100);
+  EXPECT_EQ(bundle.config.main.layers, 2);
+  EXPECT_EQ(bundle.vocabulary->size(), 600);
+  EXPECT_EQ(bundle.table->rows(), 600);
+  EXPECT_EQ(bundle.table->width(), 16);
+  EXPECT_EQ(read_bytes(path_ / "tokenizer.json"), read_bytes(folder_.path() / "tokenizer.json"));
+  ParameterSet parameters(main_parameter_specs(bundle.config), Device::cpu);
+  bundle.load_main_parameters(parameters);
+  EXPECT_EQ(std::memcmp(parameters.flat_values().raw(), run_.main_parameters.flat_values().raw(),
+                        parameters.flat_values().bytes()),
+            0);
+  EXPECT_TRUE(bundle_problems(path_).empty());
+}
+
+TEST_F(BundleTest, LookupChecksIds) {
+  const Bundle bundle = open_bundle(path_);
+  const Tensor row = Tensor::zeros({1, 16});
+  for (const std::int64_t id : {std::int64_t{-1}, std::int64_t{600}}) {
+    EXPECT_THROW(bundle.table->lookup(std::span(&id, 1), row), std::out_of_range);
+  }
+  const std::int64_t id = 0;
+  EXPECT_THROW(bundle.table->lookup(std::span(&id, 1), Tensor::zeros({2, 16})), std::out_of_range);
+  EXPECT_NO_THROW(bundle.table->lookup({}, Tensor()));
+}
+
+TEST_F(BundleTest, ChangedBytesAreFoundInEveryFile) {
+  for (const char* name : {"model.safetensors", "fgrams.h5", "table/rows.bin", "tokenizer.json"}) {
+    const auto middle = static_cast<std::int64_t>(fs::file_size(path_ / name) / 2);
+    flip_byte(path_ / name, middle);
+    const auto problems = bundle_problems(path_);
+    ASSERT_EQ(problems.size(), 1U) << name;
+    EXPECT_THAT(problems[0], HasSubstr(name));
+    flip_byte(path_ / name, middle);
+  }
+  EXPECT_TRUE(bundle_problems(path_).empty());
+}
+
+TEST_F(BundleTest, TruncatedAndMissingFilesAreNamed) {
+  for (const char* name : {"model.safetensors", "fgrams.h5", "table/rows.bin", "tokenizer.json"}) {
+    const std::string whole = read_bytes(path_ / name);
+    fs::resize_file(path_ / name, whole.size() - 1);
+    EXPECT_THAT(open_error(), HasSubstr(name));
+    fs::remove(path_ / name);
+    EXPECT_THAT(open_error(), HasSubstr(name));
+    std::ofstream(path_ / name, std::ios::binary) << whole;
+    EXPECT_EQ(open_error(), "");
+  }
+}
+
+TEST_F(BundleTest, ADescriptionThatDoesNotFitIsRejected) {
+  const nlohmann::json good = read_json_file(path_ / "bundle.json");
+  const auto error_of = [&](const std::function<void(nlohmann::json&)>& edit) {
+    edit_description(edit);
+    const std::string error = open_error();
+    std::ofstream(path_ / "bundle.json") << good.dump();
+    return error;
+  };
+  EXPECT_THAT(error_of([](auto& json) { json["format"] = "x"; }), HasSubstr("scone-bundle"));
+  EXPECT_THAT(error_of([](auto& json) { json["format_version"] = 2; }), HasSubstr("version"));
+  EXPECT_THAT(error_of([](auto& json) { json.erase("model"); }), HasSubstr("model"));
+  EXPECT_THAT(error_of([](auto& json) { json["model"]["main"]["width"] = 32; }),
+              HasSubstr("width"));
+  EXPECT_THAT(error_of([](auto& json) { json["table"]["dtype"] = "bf16"; }), HasSubstr("rows.bin"));
+  EXPECT_THAT(error_of([](auto& json) { json["table"]["rows"] = 599; }), HasSubstr("rows.bin"));
+  EXPECT_THAT(error_of([](auto& json) { json["fgrams"]["size"] = 599; }), HasSubstr("fgrams.h5"));
+  EXPECT_THAT(error_of([](auto& json) { json["tokenizer"]["fingerprint"] = "0"; }),
+              HasSubstr("tokenizer"));
+  std::ofstream(path_ / "bundle.json") << "{";
+  EXPECT_THAT(open_error(), HasSubstr("not valid JSON"));
+}
+
+}  // namespace
+}  // namespace scone

@@ -1,0 +1,165 @@
+#include "data/fgram_vocabulary.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "data/fgram_vocabulary_builder.h"
+#include "data/hdf5_file.h"
+#include "parallel/error.h"
+#include "shard_writer.h"
+
+namespace scone {
+namespace {
+
+using Tokens = std::vector<std::int32_t>;
+
+FgramVocabularyContents build(const std::filesystem::path& shard, std::int64_t size,
+                              Communicator& communicator) {
+  const TokenCorpus corpus({shard});
+  FgramBuildOptions options;
+  options.size = size;
+  options.min_count = 3;
+  return build_fgram_vocabulary(communicator, corpus, options).contents;
+}
+
+class FgramVocabularyTest : public testing::Test {
+ protected:
+  FgramVocabularyTest() {
+    write_shard(shard_, random_documents(1, 300, 60, 40), 40);
+    FgramVocabulary(build(shard_, 1200, *self_)).save(file_);
+  }
+  ScratchFolder folder_;
+  std::filesystem::path shard_ = folder_ / "shard.h5", file_ = folder_ / "fgrams.h5";
+  std::unique_ptr<Communicator> self_ = make_self_communicator();
+};
+
+/// The longest match by trying every start, in a map of whole f-grams.
+std::vector<std::int64_t> naive_match(const std::map<Tokens, std::int64_t>& ids,
+                                      const Tokens& tokens, std::size_t longest) {
+  std::vector<std::int64_t> result(tokens.size(), -1);
+  for (std::size_t end = 1; end < tokens.size(); ++end) {
+    for (std::size_t n = std::min(longest, end + 1); n >= 2 && result[end] < 0; --n) {
+      const auto last = tokens.begin() + static_cast<std::ptrdiff_t>(end) + 1;
+      const auto found = ids.find(Tokens(last - static_cast<std::ptrdiff_t>(n), last));
+      if (found != ids.end()) result[end] = found->second;
+    }
+  }
+  return result;
+}
+
+TEST_F(FgramVocabularyTest, MatchEqualsNaiveLongestMatch) {
+  for (const std::int64_t size : {0, 5, 300}) {
+    for (const int max_length : {0, 2, 3}) {
+      const FgramVocabulary vocabulary(file_, size, max_length);
+      EXPECT_EQ(vocabulary.size(), size == 0 ? 1200 : size);
+      std::map<Tokens, std::int64_t> ids;
+      for (std::int64_t id = 0; id < vocabulary.size(); ++id) {
+        if (max_length == 0 || vocabulary.length(id) <= max_length) ids[vocabulary.tokens(id)] = id;
+      }
+      std::int64_t matched = 0;
+      for (const Tokens& document : random_documents(99, 100, 200, 40)) {
+        std::vector<std::int64_t> found(document.size(), 12345);
+        vocabulary.match(document, found);
+        ASSERT_EQ(found, naive_match(ids, document, 5));
+        for (const std::int64_t id : found) matched += id >= 0;
+      }
+      EXPECT_GT(matched, 100);
+    }
+  }
+}
+
+TEST_F(FgramVocabularyTest, NavigatesAndRoundTrips) {
+  const FgramVocabulary vocabulary(file_);
+  EXPECT_EQ(vocabulary.token_vocabulary_size(), 40);
+  EXPECT_EQ(vocabulary.tokenizer_fingerprint(), "0123");
+  int longest = 0;
+  for (std::int64_t id = 0; id < vocabulary.size(); ++id) {
+    const Tokens tokens = vocabulary.tokens(id);
+    longest = std::max(longest, vocabulary.length(id));
+    ASSERT_EQ(static_cast<int>(tokens.size()), vocabulary.length(id));
+    EXPECT_EQ(vocabulary.first_token(id), tokens.front());
+    EXPECT_EQ(vocabulary.last_token(id), tokens.back());
+    EXPECT_EQ(vocabulary.tokens(vocabulary.leading_bigram(id)), Tokens({tokens[0], tokens[1]}));
+    if (tokens.size() == 2) {
+      EXPECT_EQ(vocabulary.prefix(id), -1);
+      EXPECT_EQ(vocabulary.child(tokens[0], tokens[1]), id);
+    } else {
+      EXPECT_EQ(vocabulary.tokens(vocabulary.prefix(id)), Tokens(tokens.begin(), tokens.end() - 1));
+      EXPECT_EQ(vocabulary.child(vocabulary.prefix(id), tokens.back()), id);
+    }
+  }
+  EXPECT_EQ(vocabulary.max_length(), longest);
+  EXPECT_EQ(vocabulary.child(std::int64_t{-1}, 3), -1);
+  const FgramVocabulary first(file_, 100);
+  first.save(folder_ / "first.h5");
+  const FgramVocabulary again(folder_ / "first.h5");
+  EXPECT_EQ(again.size(), 100);
+  EXPECT_EQ(again.fingerprint(), first.fingerprint());
+  EXPECT_NE(again.fingerprint(), vocabulary.fingerprint());
+  EXPECT_NE(FgramVocabulary(file_, 0, 2).fingerprint(), vocabulary.fingerprint());
+}
+
+TEST_F(FgramVocabularyTest, SameBytesOnOneTwoAndThreeRanks) {
+  const std::string expected = file_bytes(file_);
+  for (int ranks = 2; ranks <= 3; ++ranks) {
+    run_as_threads(ranks, [&](Communicator& communicator) {
+      const FgramVocabulary vocabulary(build(shard_, 1200, communicator));
+      if (communicator.rank() == ranks - 1) vocabulary.save(folder_ / "again.h5");
+    });
+    EXPECT_TRUE(file_bytes(folder_ / "again.h5") == expected) << ranks << " ranks";
+  }
+}
+
+TEST_F(FgramVocabularyTest, RefusesBadFilesAndOptions) {
+  EXPECT_THROW(FgramVocabulary(shard_, 0, 0), InputError);         // foreign
+  EXPECT_THROW(FgramVocabulary(folder_ / "none.h5"), InputError);  // missing
+  EXPECT_THROW(FgramVocabulary(file_, 1201), InputError);          // more than it holds
+  EXPECT_THROW(FgramVocabulary(file_, 10, 1), InputError);         // an f-gram has 2 tokens
+  std::filesystem::copy_file(file_, folder_ / "cut.h5");
+  std::filesystem::resize_file(folder_ / "cut.h5", std::filesystem::file_size(file_) / 2);
+  EXPECT_THROW(FgramVocabulary(folder_ / "cut.h5"), InputError);
+
+  const FgramVocabularyContents good = build(shard_, 50, *self_);
+  EXPECT_NO_THROW(FgramVocabulary{good});
+  FgramVocabularyContents bad = good;
+  bad.prefix[3] = 3;
+  EXPECT_THROW(FgramVocabulary{bad}, InputError);
+  bad = good;
+  bad.length[0] = 3;
+  EXPECT_THROW(FgramVocabulary{bad}, InputError);
+  bad = good;
+  bad.last_token[7] = 40;
+  EXPECT_THROW(FgramVocabulary{bad}, InputError);
+  bad = good;
+  bad.count[9] = bad.count[8] + 1;
+  EXPECT_THROW(FgramVocabulary{bad}, InputError);
+  bad = good;
+  bad.prefix[1] = bad.prefix[0];
+  bad.last_token[1] = bad.last_token[0];
+  bad.length[1] = bad.length[0];
+  EXPECT_THROW(FgramVocabulary{bad}, InputError);
+}
+
+TEST_F(FgramVocabularyTest, BuilderRefusesWhatCannotWork) {
+  const TokenCorpus corpus({shard_});
+  FgramBuildOptions options;
+  options.size = 10;
+  options.memory_bytes = 1000;
+  EXPECT_THROW(build_fgram_vocabulary(*self_, corpus, options), InputError);
+  options.memory_bytes = 1'000'000'000;
+  options.min_count = 1'000'000;
+  EXPECT_THROW(build_fgram_vocabulary(*self_, corpus, options), InputError);
+  options.min_count = 0;
+  EXPECT_THROW(build_fgram_vocabulary(*self_, corpus, options), InputError);
+  options.min_count = 5;
+  options.max_length = 1;
+  EXPECT_THROW(build_fgram_vocabulary(*self_, corpus, options), InputError);
+  options.max_length = 5;
+  options.size = 0;
+  EXPECT_THROW(build_fgram_vocabulary(*self_, corpus, options), InputError);
+}
+
+}  // namespace
+}  // namespace scone

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace scone {
+
+using Documents = std::vector<std::vector<std::int32_t>>;
+
+/// Writes one token shard with the documents, as `scone tokenize` would.
+void write_shard(const std::filesystem::path& path, const Documents& documents,
+                 std::int64_t vocabulary_size, const std::string& tokenizer_fingerprint = "0123");
+
+/// Random documents of 0..longest tokens below vocabulary_size, skewed to low ids, so that n-grams
+/// repeat and tie.
+Documents random_documents(std::uint64_t seed, int documents, int longest, int vocabulary_size);
+
+/// A new empty folder that goes with the object.
+class ScratchFolder {
+ public:
+  ScratchFolder();
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// The file's bytes.
+std::string file_bytes(const std::filesystem::path& path);
+
+}  // namespace scone

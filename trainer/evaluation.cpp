@@ -1,0 +1,98 @@
+#include "trainer/evaluation.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "data/batch_stream.h"
+#include "data/tokenizer.h"
+
+namespace scone {
+namespace {
+
+// Sequences of one rank whose f-grams are looked up together: their trie is shared.
+constexpr std::int64_t lookup_sequences = 64;
+
+}  // namespace
+
+std::vector<std::int32_t> token_byte_lengths(const std::filesystem::path& path) {
+  const auto tokenizer = load_tokenizer(path);
+  std::vector<std::int32_t> lengths(static_cast<std::size_t>(tokenizer->vocabulary_size()));
+  for (std::size_t id = 0; id < lengths.size(); ++id)
+    lengths[id] =
+        static_cast<std::int32_t>(tokenizer->token_bytes(static_cast<std::int32_t>(id)).size());
+  return lengths;
+}
+
+EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
+                          MainModel& model, EmbeddingSource* source, std::int64_t width,
+                          std::span<const std::int32_t> token_bytes,
+                          const EvaluationOptions& options, Communicator& world) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::int64_t ranks = world.size(), length = options.sequence_length;
+  const std::int64_t batch_sequences = lookup_sequences * ranks;
+  BatchStream stream(corpus, vocabulary,
+                     {.sequence_length = length,
+                      .batch_sequences = batch_sequences,
+                      .rank = world.rank(),
+                      .ranks = world.size(),
+                      .seed = 0,
+                      .shuffle = false,
+                      .attention_across_documents = options.attention_across_documents,
+                      .prefetch = 1});
+  std::int64_t samples = stream.samples_per_epoch();
+  if (options.tokens > 0) samples = std::min(samples, (options.tokens + length - 1) / length);
+
+  EvaluationResult result;
+  double loss_sum = 0;
+  Tensor row_buffer;
+  std::vector<float> losses;
+  for (std::int64_t first = 0; first < samples; first += batch_sequences) {
+    const Batch batch = stream.next();
+    const std::int64_t own_first = first + lookup_sequences * world.rank();
+    const std::int64_t sequences =
+        std::clamp<std::int64_t>(samples - own_first, 0, batch.sequences);
+    if (sequences == 0) continue;
+    const Tensor rows =
+        reserve_rows(row_buffer, static_cast<std::int64_t>(batch.fgrams.size()), width);
+    if (source != nullptr && !batch.fgrams.empty()) source->rows(batch.fgrams, rows);
+    for (std::int64_t begin = 0; begin < sequences; begin += options.microbatch_sequences) {
+      const std::int64_t count = std::min(options.microbatch_sequences, sequences - begin);
+      const auto offset = static_cast<std::size_t>(begin * length);
+      const auto positions = static_cast<std::size_t>(count * length);
+      auto part = [&](const std::vector<std::int32_t>& all) {
+        return std::span(all).subspan(offset, positions);
+      };
+      const MicroBatch microbatch{.sequences = count,
+                                  .length = length,
+                                  .tokens = part(batch.tokens),
+                                  .targets = part(batch.targets),
+                                  .attention_start = part(batch.attention_start),
+                                  .row_of_position = part(batch.row_of_position)};
+      losses.resize(positions);
+      loss_sum += model.forward(microbatch, rows, losses);
+      for (std::size_t i = 0; i < positions; ++i) {
+        result.matched += microbatch.row_of_position[i] >= 0;
+        if (microbatch.targets[i] < 0) continue;
+        ++result.tokens;
+        result.bytes += token_bytes[static_cast<std::size_t>(microbatch.targets[i])];
+      }
+    }
+  }
+  std::int64_t counts[] = {result.tokens, result.matched, result.bytes};
+  world.all_reduce(std::span<std::int64_t>(counts), ReduceOp::sum);
+  loss_sum = world.all_reduce_value(loss_sum, ReduceOp::sum);
+  result.tokens = counts[0];
+  result.matched = counts[1];
+  result.bytes = counts[2];
+  result.loss = loss_sum / static_cast<double>(result.tokens);
+  result.perplexity = std::exp(result.loss);
+  if (result.bytes > 0)
+    result.bits_per_byte = loss_sum / std::numbers::ln2 / static_cast<double>(result.bytes);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace scone

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "data/fgram_vocabulary.h"
+#include "data/token_corpus.h"
+#include "model/main_model.h"
+#include "parallel/communicator.h"
+#include "trainer/embedding_source.h"
+
+namespace scone {
+
+struct EvaluationOptions {
+  std::int64_t sequence_length = 0;
+  std::int64_t microbatch_sequences = 8;
+  std::int64_t tokens = 0;  // of the corpus, from its begin; 0: all
+  bool attention_across_documents = false;
+};
+
+struct EvaluationResult {
+  double loss = 0;           // mean natural-log cross-entropy of a predicted token
+  double perplexity = 0;     // exp(loss)
+  double bits_per_byte = 0;  // of the predicted tokens' text; 0 where it has no bytes
+  std::int64_t tokens = 0;   // predicted
+  std::int64_t matched = 0;  // positions that took a row of the source
+  std::int64_t bytes = 0;
+  double seconds = 0;
+};
+
+/// Bytes of text of each token id, from the tokenizer at `path` (0 for special tokens).
+std::vector<std::int32_t> token_byte_lengths(const std::filesystem::path& path);
+
+/// Loss over windows of the corpus in order, shared by the ranks of `world` (collective).
+/// vocabulary and source: null for a model without f-grams. token_bytes: from token_byte_lengths.
+EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
+                          MainModel& model, EmbeddingSource* source, std::int64_t width,
+                          std::span<const std::int32_t> token_bytes,
+                          const EvaluationOptions& options, Communicator& world);
+
+}  // namespace scone

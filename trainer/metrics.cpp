@@ -1,0 +1,72 @@
+#include "trainer/metrics.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <vector>
+
+namespace scone {
+
+MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step) {
+  std::vector<std::string> kept;
+  if (last_step > 0) {
+    std::ifstream in(file);
+    for (std::string line; std::getline(in, line);) {
+      const auto json = nlohmann::json::parse(line, nullptr, false);
+      if (json.is_object() && json.value("step", std::int64_t{0}) <= last_step)
+        kept.push_back(line);
+    }
+  }
+  out_.open(file, std::ios::trunc);
+  for (const auto& line : kept) out_ << line << '\n';
+  out_.flush();
+  if (!out_) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
+}
+
+void MetricsLog::write(const StepMetrics& m) {
+  nlohmann::json json = {{"step", m.step},
+                         {"tokens", m.tokens},
+                         {"loss", m.loss},
+                         {"lr", m.lr},
+                         {"grad_norm", m.grad_norm},
+                         {"step_seconds", m.step_seconds},
+                         {"tokens_per_second", m.tokens_per_second},
+                         {"main_peak_share", m.main_peak_share},
+                         {"fgram_peak_share", m.fgram_peak_share},
+                         {"main_seconds", m.main_seconds},
+                         {"fgram_seconds", m.fgram_seconds},
+                         {"exchange_seconds", m.exchange_seconds},
+                         {"fgram_nodes_per_token", m.fgram_nodes_per_token},
+                         {"fgram_nodes_computed_per_token", m.fgram_nodes_computed_per_token},
+                         {"data_wait_share", m.data_wait_share}};
+  if (m.skipped) json["skipped"] = true;
+  if (m.validation_loss) json["validation_loss"] = *m.validation_loss;
+  out_ << json.dump() << std::endl;
+  if (!out_) throw std::runtime_error("metrics: cannot be written; is the disk full?");
+}
+
+std::string describe(const StepMetrics& m, std::int64_t total_steps, bool with_fgrams,
+                     double seconds_left) {
+  std::string line = fmt::format(
+      "step {:>{}}/{} | loss {:.4f} | lr {:.2e} | grad {:.3f} | {:.0f} tok/s | main {:.0f}%",
+      m.step, std::to_string(total_steps).size(), total_steps, m.loss, m.lr, m.grad_norm,
+      m.tokens_per_second, 100 * m.main_peak_share);
+  if (with_fgrams)
+    line += fmt::format(" fgram {:.0f}% of peak | {:.3f} nodes/tok", 100 * m.fgram_peak_share,
+                        m.fgram_nodes_per_token);
+  else
+    line += " of peak";
+  line += fmt::format(" | ETA {}", format_duration(seconds_left));
+  if (m.skipped) line += " | update skipped: loss or gradients are not finite";
+  return line;
+}
+
+std::string format_duration(double seconds) {
+  const auto whole = static_cast<std::int64_t>(seconds + 0.5);
+  if (seconds < 60) return fmt::format("{:.1f}s", seconds);
+  if (whole < 3600) return fmt::format("{}m {:02}s", whole / 60, whole % 60);
+  return fmt::format("{}h {:02}m", whole / 3600, whole / 60 % 60);
+}
+
+}  // namespace scone

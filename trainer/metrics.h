@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+
+namespace scone {
+
+/// One training step as it is logged. The same on every rank.
+struct StepMetrics {
+  std::int64_t step = 0;    // steps done, this one included
+  std::int64_t tokens = 0;  // seen since the run's begin
+  double loss = 0;          // mean natural-log cross-entropy of the batch's predicted tokens
+  double lr = 0;
+  double grad_norm = 0;  // over both models, before clipping
+  bool skipped = false;  // the update was left out: loss or gradient norm not finite
+  double step_seconds = 0;
+  double tokens_per_second = 0;
+  double main_peak_share =
+      0;  // FLOP/s while the main model ran, over the measured peak of the ranks together
+  double fgram_peak_share = 0;  // likewise for the f-gram model
+  double main_seconds = 0, fgram_seconds = 0, exchange_seconds = 0;
+  double fgram_nodes_per_token = 0;  // distinct trie nodes of the global batch over its tokens
+  double fgram_nodes_computed_per_token = 0;  // repeats by owner and chunk included
+  double data_wait_share = 0;                 // of step_seconds
+  std::optional<double> validation_loss;
+};
+
+/// metrics.jsonl: one object a step, appended and flushed.
+class MetricsLog {
+ public:
+  /// Keeps the lines of steps <= last_step that a resumed run's file has, drops later ones.
+  MetricsLog(const std::filesystem::path& file, std::int64_t last_step);
+  void write(const StepMetrics& metrics);
+
+ private:
+  std::ofstream out_;
+};
+
+/// One readable line, ETA for `steps_left` more included.
+std::string describe(const StepMetrics& metrics, std::int64_t total_steps, bool with_fgrams,
+                     double seconds_left);
+
+/// "1h 02m", "3m 10s", "4.2s".
+std::string format_duration(double seconds);
+
+}  // namespace scone

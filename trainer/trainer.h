@@ -1,0 +1,95 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <vector>
+
+#include "data/batch_stream.h"
+#include "model/fgram_model.h"
+#include "model/main_model.h"
+#include "parallel/communicator.h"
+#include "parallel/fgram_exchange.h"
+#include "trainer/adamw.h"
+#include "trainer/embedding_source.h"
+#include "trainer/evaluation.h"
+#include "trainer/metrics.h"
+#include "trainer/run_config.h"
+#include "trainer/run_data.h"
+#include "trainer/stop_signal.h"
+
+namespace scone {
+
+/// What a run came to; the same on every rank.
+struct TrainingResult {
+  std::int64_t step = 0, tokens = 0;
+  double loss = 0;                        // of the last step
+  std::optional<double> validation_loss;  // of the last evaluation
+  bool stopped_by_signal = false;         // with a checkpoint saved
+  double seconds = 0;
+};
+
+/// Trains the two models of a run, data-parallel over the ranks of `world`. Every method is
+/// collective over it.
+class Trainer {
+ public:
+  /// Opens the data, makes both models, and resumes from the newest valid checkpoint of run.folder
+  /// where there is one. Throws InputError for unfit data, or a checkpoint of another model or
+  /// other data.
+  Trainer(RunConfig config, Backend& backend, Communicator& world);
+  ~Trainer();
+
+  /// The remaining steps, with evaluations and checkpoints. Throws std::runtime_error at a bad step
+  /// with on_bad_step: stop.
+  TrainingResult run();
+
+  /// One step on the next batch of the stream (for run and tests): see DESIGN's "the step".
+  StepMetrics train_step();
+  EvaluationResult evaluate_validation();
+  void save_checkpoint();
+
+  const RunConfig& config() const { return config_; }
+  ParameterSet& main_parameters() { return main_parameters_; }
+  ParameterSet& fgram_parameters() { return fgram_parameters_; }
+  /// Keeps gradients of the next step as they are after reduction and before the optimizer, for
+  /// tests.
+  void set_learning_rate_for_tests(double lr) { test_lr_ = lr; }
+
+ private:
+  bool has_fgrams() const { return fgram_model_ != nullptr; }
+  void print_start(double peak) const;
+  void resume();
+  CheckpointManifest manifest() const;
+  std::vector<NamedTensor> state_tensors() const;
+  std::int64_t global_distinct_nodes();
+  void log_step(StepMetrics& metrics);
+
+  RunConfig config_;
+  Backend& backend_;
+  Communicator& world_;
+  StopSignal stop_signal_;
+  RunData data_;
+  std::int64_t width_ = 0;
+  ParameterSet main_parameters_, fgram_parameters_;
+  std::unique_ptr<MainModel> main_model_;
+  std::unique_ptr<FgramModel> fgram_model_;
+  std::unique_ptr<LiveFgramSource> fgrams_;
+  std::unique_ptr<FgramExchange> exchange_;
+  std::unique_ptr<AdamW> main_optimizer_, fgram_optimizer_;
+  std::unique_ptr<BatchStream> batches_;
+  std::unique_ptr<MetricsLog> metrics_log_;
+  std::vector<std::int32_t> token_bytes_;
+
+  std::int64_t step_ = 0, tokens_ = 0;
+  std::int64_t bad_steps_in_a_row_ = 0;
+  DataState data_state_;
+  double peak_ = 0;  // FLOP/s of all ranks together
+  bool stop_requested_ = false;
+  std::optional<double> test_lr_;
+  std::optional<double> validation_loss_;
+  Tensor rows_buffer_, row_gradients_buffer_, owned_rows_buffer_;
+  std::vector<int> owners_;
+};
+
+}  // namespace scone
