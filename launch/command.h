@@ -18,8 +18,9 @@ struct CommandContext {
   void print_result(const nlohmann::json& result) const;
 };
 
-/// Each add_* declares one subcommand with its options and sets `action` when it is chosen; main then calls it with
-/// the context. The action returns the exit code; bad input is thrown as InputError.
+/// Each add_* declares one subcommand with its options and sets `action` when it is chosen; main
+/// then calls it with the context. The action returns the exit code; bad input is thrown as
+/// InputError.
 using Action = std::function<int(CommandContext&)>;
 void add_tokenize(CLI::App& app, Action& action);
 void add_fgrams(CLI::App& app, Action& action);

@@ -13,8 +13,8 @@ namespace scone {
 
 class Backend;
 
-/// A forest of f-gram prefixes in depth-first preorder (parents before children, each subtree contiguous).
-/// Node i stands for the token sequence root..i. Roots are single tokens.
+/// A forest of f-gram prefixes in depth-first preorder (parents before children, each subtree
+/// contiguous). Node i stands for the token sequence root..i. Roots are single tokens.
 struct TrieNodes {
   std::span<const std::int32_t> token;   // last token of the node's sequence
   std::span<const std::int32_t> parent;  // node index, < own index; -1: root
@@ -24,9 +24,10 @@ struct TrieNodes {
 
 std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config);
 
-/// A_fgram over a trie: every node computed once, linear layers dense over [nodes, width], each node attending to
-/// its ancestors and itself. Works in chunks of at most config.fgram_chunk_nodes: a contiguous range of
-/// nodes preceded by the ancestors of its first (at most K - 1, computed again), which closes it under ancestors.
+/// A_fgram over a trie: every node computed once, linear layers dense over [nodes, width], each
+/// node attending to its ancestors and itself. Works in chunks of at most config.fgram_chunk_nodes:
+/// a contiguous range of nodes preceded by the ancestors of its first (at most K - 1, computed
+/// again), which closes it under ancestors.
 class FgramModel {
  public:
   /// parameters from fgram_parameter_specs; main_parameters hold the shared token embedding
@@ -38,8 +39,9 @@ class FgramModel {
   /// rows: [nodes, width], the final norm's output for every node.
   void forward(const TrieNodes& nodes, const Tensor& rows);
 
-  /// Must follow forward of the same nodes. row_gradients: [nodes, width] (zero where a node is no batch f-gram).
-  /// Adds to the gradients of both parameter sets. With FgramRecompute::chunk all chunks but the last run forward again.
+  /// Must follow forward of the same nodes. row_gradients: [nodes, width] (zero where a node is no
+  /// batch f-gram). Adds to the gradients of both parameter sets. With FgramRecompute::chunk all
+  /// chunks but the last run forward again.
   void backward(const TrieNodes& nodes, const Tensor& row_gradients);
 
   /// Nodes that the last forward computed, repeated ancestors included (recomputation not counted).

@@ -18,9 +18,11 @@ struct MicroBatch {
   std::int64_t sequences = 0;
   std::int64_t length = 0;
   std::span<const std::int32_t> tokens;
-  std::span<const std::int32_t> targets;          // next token; -1: no loss at this position
-  std::span<const std::int32_t> attention_start;  // first position of the own sequence this one attends to
-  std::span<const std::int32_t> row_of_position;  // index into the rows of the embedding source; -1: none
+  std::span<const std::int32_t> targets;  // next token; -1: no loss at this position
+  std::span<const std::int32_t>
+      attention_start;  // first position of the own sequence this one attends to
+  std::span<const std::int32_t>
+      row_of_position;  // index into the rows of the embedding source; -1: none
   std::int64_t positions() const { return sequences * length; }
 };
 
@@ -37,31 +39,34 @@ class KeyValueCache {
   std::int64_t length_ = 0;
 };
 
-/// Parameter specs of the main model, token embedding "main.token_embedding" [vocabulary, width] first; the head
-/// "main.head" [vocabulary, width] only when untied.
+/// Parameter specs of the main model, token embedding "main.token_embedding" [vocabulary, width]
+/// first; the head "main.head" [vocabulary, width] only when untied.
 std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config);
 
-/// Decoder transformer over e_1..e_m with a head over the token vocabulary. e_i is rows[row_of_position[i]] where
-/// there is a row (plus the token's embedding with CombineKind::add), the token's embedding elsewhere.
+/// Decoder transformer over e_1..e_m with a head over the token vocabulary. e_i is
+/// rows[row_of_position[i]] where there is a row (plus the token's embedding with
+/// CombineKind::add), the token's embedding elsewhere.
 class MainModel {
  public:
-  /// parameters: made from main_parameter_specs(config); must outlive this. Allocates all activations for
-  /// microbatches of up to max_positions. training = false leaves out what only backward needs.
+  /// parameters: made from main_parameter_specs(config); must outlive this. Allocates all
+  /// activations for microbatches of up to max_positions. training = false leaves out what only
+  /// backward needs.
   MainModel(const ModelConfig& config, ParameterSet& parameters, Backend& backend,
             std::int64_t max_positions, bool training);
   ~MainModel();
 
-  /// Sum (not mean) of -log p(target) over positions with a target. losses, if not empty: one entry a position,
-  /// 0 where there is no target. rows: [any, width].
+  /// Sum (not mean) of -log p(target) over positions with a target. losses, if not empty: one entry
+  /// a position, 0 where there is no target. rows: [any, width].
   double forward(const MicroBatch& batch, const Tensor& rows, std::span<float> losses = {});
 
-  /// forward, then backward of loss_scale * (sum of losses): adds to the parameters' gradients, and to
-  /// row_gradients (shape of rows). Returns the unscaled sum.
+  /// forward, then backward of loss_scale * (sum of losses): adds to the parameters' gradients, and
+  /// to row_gradients (shape of rows). Returns the unscaled sum.
   double forward_backward(const MicroBatch& batch, const Tensor& rows, const Tensor& row_gradients,
                           float loss_scale);
 
-  /// Appends `tokens` to the cached sequence and writes the logits of the last one to logits [vocabulary].
-  /// row_of_position: as in MicroBatch, one a token. Throws std::out_of_range beyond the context.
+  /// Appends `tokens` to the cached sequence and writes the logits of the last one to logits
+  /// [vocabulary]. row_of_position: as in MicroBatch, one a token. Throws std::out_of_range beyond
+  /// the context.
   void decode(std::span<const std::int32_t> tokens, std::span<const std::int32_t> row_of_position,
               const Tensor& rows, KeyValueCache& cache, std::span<float> logits);
 

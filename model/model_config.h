@@ -39,8 +39,8 @@ void to_json(nlohmann::json& json, const ModelConfig& config);
 /// Throws nlohmann::json::exception where a key is missing or ill-typed.
 void from_json(const nlohmann::json& json, ModelConfig& config);
 
-/// Floating-point operations (a multiply-add is 2) of one forward pass, without token embedding and head:
-/// attended: mean number of keys a query attends to.
+/// Floating-point operations (a multiply-add is 2) of one forward pass, without token embedding and
+/// head: attended: mean number of keys a query attends to.
 double forward_flops_per_token(const TransformerConfig& config, double attended);
 
 }  // namespace scone

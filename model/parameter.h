@@ -11,19 +11,20 @@ namespace scone {
 
 enum class Grid { main, fgram };
 
-/// Everything the rest of the system needs to know of a parameter. Initialisation, gradient norm, optimizer,
-/// checkpoint and export read it; nothing is special-cased by name.
+/// Everything the rest of the system needs to know of a parameter. Initialisation, gradient norm,
+/// optimizer, checkpoint and export read it; nothing is special-cased by name.
 struct ParameterSpec {
-  std::string name;            // "main.blocks.0.attention.qkv.weight"
-  Shape shape;                 // global shape; linear weights are [out, in]
-  int sharded_axis = -1;       // axis split over the grid's tensor-parallel group; -1: replicated
+  std::string name;       // "main.blocks.0.attention.qkv.weight"
+  Shape shape;            // global shape; linear weights are [out, in]
+  int sharded_axis = -1;  // axis split over the grid's tensor-parallel group; -1: replicated
   Grid grid = Grid::main;
-  bool weight_decay = true;    // matrices yes; biases, norms and position embeddings no
-  double init_mean = 0;        // initial values are normal(init_mean, init_std), counter-based
-  double init_std = 0;         // by (seed, name, global index)
+  bool weight_decay = true;  // matrices yes; biases, norms and position embeddings no
+  double init_mean = 0;      // initial values are normal(init_mean, init_std), counter-based
+  double init_std = 0;       // by (seed, name, global index)
 };
 
-/// Parameters of one model: values and fp32 gradients, each in one flat buffer in the order of the specs.
+/// Parameters of one model: values and fp32 gradients, each in one flat buffer in the order of the
+/// specs.
 class ParameterSet {
  public:
   ParameterSet() = default;
@@ -48,8 +49,8 @@ class ParameterSet {
   Tensor flat_values_, flat_gradients_;
 };
 
-/// Standard normal numbers by (seed, stream name, index), from Philox4x32-10: the same whatever the order or the
-/// grid. out[i] is number first_index + i of the stream.
+/// Standard normal numbers by (seed, stream name, index), from Philox4x32-10: the same whatever the
+/// order or the grid. out[i] is number first_index + i of the stream.
 void counter_normal(std::uint64_t seed, const std::string& stream, std::int64_t first_index,
                     std::span<float> out);
 

@@ -17,8 +17,9 @@ const char* name_of(DType dtype);
 
 using Shape = std::vector<std::int64_t>;
 
-/// A contiguous row-major array on a device. A copy of a Tensor, rows() and view() share the memory,
-/// which is freed with its last holder. Memory is 64-byte aligned and zeroed (touched in parallel) when made.
+/// A contiguous row-major array on a device. A copy of a Tensor, rows() and view() share the
+/// memory, which is freed with its last holder. Memory is 64-byte aligned and zeroed (touched in
+/// parallel) when made.
 class Tensor {
  public:
   Tensor() = default;
@@ -32,7 +33,8 @@ class Tensor {
   Device device() const { return device_; }
   bool empty() const { return elements_ == 0; }
 
-  /// Typed pointer to the first element. T must be the dtype's C++ type: throws std::logic_error otherwise.
+  /// Typed pointer to the first element. T must be the dtype's C++ type: throws std::logic_error
+  /// otherwise.
   template <class T>
   T* data() const;
   template <class T>

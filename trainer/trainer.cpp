@@ -159,7 +159,7 @@ StepMetrics Trainer::train_step() {
   stop_requested_ = sums[2] > 0;
   metrics.loss = sums[0] / static_cast<double>(std::max<std::int64_t>(targets, 1));
   metrics.grad_norm = std::sqrt(squared_norm);
-  metrics.lr = test_lr_.value_or(learning_rate(config_, step_));
+  metrics.lr = learning_rate(config_, step_);
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
     const double clip = config_.optimizer.clip;

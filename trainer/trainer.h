@@ -52,9 +52,6 @@ class Trainer {
   const RunConfig& config() const { return config_; }
   ParameterSet& main_parameters() { return main_parameters_; }
   ParameterSet& fgram_parameters() { return fgram_parameters_; }
-  /// Keeps gradients of the next step as they are after reduction and before the optimizer, for
-  /// tests.
-  void set_learning_rate_for_tests(double lr) { test_lr_ = lr; }
 
  private:
   bool has_fgrams() const { return fgram_model_ != nullptr; }
@@ -86,7 +83,6 @@ class Trainer {
   DataState data_state_;
   double peak_ = 0;  // FLOP/s of all ranks together
   bool stop_requested_ = false;
-  std::optional<double> test_lr_;
   std::optional<double> validation_loss_;
   Tensor rows_buffer_, row_gradients_buffer_, owned_rows_buffer_;
   std::vector<int> owners_;

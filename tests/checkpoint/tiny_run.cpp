@@ -41,7 +41,9 @@ nlohmann::json byte_vocabulary() {
   return vocabulary;
 }
 
-fs::path write_tokenizer(const fs::path& folder) {
+}  // namespace
+
+fs::path write_byte_tokenizer(const fs::path& folder) {
   const nlohmann::json pre_tokenizer = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}};
   const nlohmann::json model = {
@@ -55,8 +57,6 @@ fs::path write_tokenizer(const fs::path& folder) {
   std::ofstream(folder / "tokenizer.json") << json.dump();
   return folder / "tokenizer.json";
 }
-
-}  // namespace
 
 TemporaryFolder::TemporaryFolder() {
   static std::atomic<int> made{0};
@@ -103,7 +103,7 @@ FgramVocabulary random_vocabulary(std::int64_t size, std::int32_t tokens, int ma
 }
 
 TinyRun::TinyRun(const fs::path& where, bool baseline) : folder(where) {
-  const fs::path tokenizer_path = write_tokenizer(folder);
+  const fs::path tokenizer_path = write_byte_tokenizer(folder);
   tokenizer_fingerprint = load_tokenizer(tokenizer_path)->fingerprint();
   config.vocabulary_size = 256;
   config.main = {.width = 16, .layers = 2, .heads = 2, .ffw = 32, .context = 32};
@@ -121,7 +121,7 @@ TinyRun::TinyRun(const fs::path& where, bool baseline) : folder(where) {
   manifest.step = 100;
   manifest.tokens = 12345;
   manifest.model = config;
-  manifest.run = nlohmann::json::object();
+  manifest.run = {{"sequence_length", 16}, {"attention_across_documents", false}};
   manifest.data = {{"tokenizer", tokenizer_path.string()},
                    {"tokenizer_fingerprint", tokenizer_fingerprint}};
   if (!baseline) {

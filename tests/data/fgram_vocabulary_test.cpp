@@ -102,13 +102,13 @@ TEST_F(FgramVocabularyTest, NavigatesAndRoundTrips) {
 }
 
 TEST_F(FgramVocabularyTest, SameBytesOnOneTwoAndThreeRanks) {
-  const std::string expected = file_bytes(file_);
+  const std::string expected = bytes_of_file(file_);
   for (int ranks = 2; ranks <= 3; ++ranks) {
     run_as_threads(ranks, [&](Communicator& communicator) {
       const FgramVocabulary vocabulary(build(shard_, 1200, communicator));
       if (communicator.rank() == ranks - 1) vocabulary.save(folder_ / "again.h5");
     });
-    EXPECT_TRUE(file_bytes(folder_ / "again.h5") == expected) << ranks << " ranks";
+    EXPECT_TRUE(bytes_of_file(folder_ / "again.h5") == expected) << ranks << " ranks";
   }
 }
 

@@ -22,7 +22,7 @@ TEST(FgramsMpi, SameFileAndCoverageAsOneRank) {
   together.save(folder / "together.h5");
   alone.save(folder / "alone.h5");
   EXPECT_EQ(alone.size(), 1500);
-  EXPECT_TRUE(file_bytes(folder / "together.h5") == file_bytes(folder / "alone.h5"));
+  EXPECT_TRUE(bytes_of_file(folder / "together.h5") == bytes_of_file(folder / "alone.h5"));
 
   const FgramCoverage coverage = measure_coverage(*world, corpus, together);
   const FgramCoverage expected = measure_coverage(*self, corpus, alone);

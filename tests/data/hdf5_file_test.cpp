@@ -79,7 +79,7 @@ TEST(Hdf5File, OffsetsOfContiguousDatasetsPointAtTheirBytes) {
   Hdf5File::create(folder / "a.h5").write("v", H5T_NATIVE_FLOAT, {100}, values.data());
   const std::int64_t offset = Hdf5File::open(folder / "a.h5").dataset_offset("v");
   ASSERT_GE(offset, 0);
-  const std::string bytes = file_bytes(folder / "a.h5");
+  const std::string bytes = bytes_of_file(folder / "a.h5");
   ASSERT_GE(bytes.size(), static_cast<std::size_t>(offset) + 400);
   EXPECT_EQ(std::memcmp(bytes.data() + offset, values.data(), 400), 0);
 }
@@ -94,7 +94,7 @@ TEST(Hdf5File, EqualContentGivesEqualBytes) {
     file.close();
     std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // times in the file are seconds
   }
-  EXPECT_EQ(file_bytes(folder / "a.h5"), file_bytes(folder / "b.h5"));
+  EXPECT_EQ(bytes_of_file(folder / "a.h5"), bytes_of_file(folder / "b.h5"));
 }
 
 TEST(Hdf5File, ErrorsNameFileAndObject) {
@@ -122,7 +122,7 @@ TEST(Hdf5File, ErrorsNameFileAndObject) {
   EXPECT_THAT(message_of([&] { file.read("w", H5T_NATIVE_FLOAT, &value); }), HasSubstr("'w'"));
   EXPECT_THAT(message_of([&] { file.dataset_shape("w"); }), HasSubstr("'w'"));
   EXPECT_THAT(message_of([&] { Hdf5File::open(folder / "none.h5"); }), HasSubstr("none.h5"));
-  const std::string bytes = file_bytes(folder / "a.h5");
+  const std::string bytes = bytes_of_file(folder / "a.h5");
   for (const std::size_t size :
        {std::size_t{0}, std::size_t{6}, std::size_t{700}, bytes.size() - 1}) {
     std::ofstream(folder / "cut.h5", std::ios::binary) << bytes.substr(0, size);

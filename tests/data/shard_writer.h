@@ -31,6 +31,6 @@ class ScratchFolder {
 };
 
 /// The file's bytes.
-std::string file_bytes(const std::filesystem::path& path);
+std::string bytes_of_file(const std::filesystem::path& path);
 
 }  // namespace scone

@@ -118,7 +118,7 @@ TEST(TokenShardWriter, StoresTheNarrowestTypeContiguously) {
     const Hdf5File file = Hdf5File::open(folder / "s/shard-00000.h5");
     const std::int64_t offset = file.dataset_offset("tokens");
     ASSERT_GT(offset, 0);
-    const std::string bytes = file_bytes(folder / "s/shard-00000.h5");
+    const std::string bytes = bytes_of_file(folder / "s/shard-00000.h5");
     const std::string expected = vocabulary <= 65536 ? std::string("\0\0\1\0\2\0", 6)
                                                      : std::string("\0\0\0\0\1\0\0\0\2\0\0\0", 12);
     EXPECT_EQ(bytes.substr(static_cast<std::size_t>(offset), expected.size()), expected);
@@ -134,7 +134,7 @@ TEST(TokenShardWriter, SameDocumentsSameBytesAndOtherDocumentsOtherChecksum) {
   ASSERT_GT(a.shards().size(), 1u);
   for (const ShardInfo& shard : a.shards()) {
     const auto name = shard.path.filename().string();
-    EXPECT_EQ(file_bytes(shard.path), file_bytes(folder / "b" / name));
+    EXPECT_EQ(bytes_of_file(shard.path), bytes_of_file(folder / "b" / name));
   }
   EXPECT_EQ(a.fingerprint(), b.fingerprint());
   documents[3].push_back(7);
@@ -221,7 +221,7 @@ TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
 
   write_shards(folder / "a", {{1, 2, 3}, {4}}, 10, 100);
   const std::filesystem::path good = folder / "a/shard-00000.h5";
-  const std::string bytes = file_bytes(good);
+  const std::string bytes = bytes_of_file(good);
   std::ofstream(folder / "cut.h5", std::ios::binary) << bytes.substr(0, bytes.size() - 3);
   EXPECT_THAT(error_of({folder / "cut.h5"}), HasSubstr("cut.h5"));
 

@@ -414,8 +414,8 @@ TEST_F(TokenizerTest, ForeignModelsGiveTheLibrarysIds) {
 
 TEST_F(TokenizerTest, TrainingDependsOnTheTextAlone) {
   const std::vector<std::string> documents = {training_text(1, 2000), training_text(2, 2000)};
-  const auto one = file_bytes(train(folder_, "one.model", documents, 380, 1));
-  const auto four = file_bytes(train(folder_, "four.model", documents, 380, 4));
+  const auto one = bytes_of_file(train(folder_, "one.model", documents, 380, 1));
+  const auto four = bytes_of_file(train(folder_, "four.model", documents, 380, 4));
   EXPECT_TRUE(one == four);
   EXPECT_FALSE(std::filesystem::exists(folder_ / "one.model.tmp"));
 }

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Run configurations and command lines as a user meets them: exit codes and messages, alone and on several ranks.
+# config_errors_test.sh SCONE
+set -euo pipefail
+scone=$1
+mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+export OMP_NUM_THREADS=1
+
+fail() {
+  echo "config_errors_test: $*"
+  echo "stdout:" && cat out
+  echo "stderr:" && cat err
+  exit 1
+}
+
+# ends CODE MESSAGE COMMAND..: the exit code must be CODE and stderr must hold MESSAGE.
+ends() {
+  local expected=$1 message=$2 code=0
+  shift 2
+  timeout 60 "$@" >out 2>err || code=$?
+  [ "$code" = "$expected" ] || fail "expected exit code $expected, found $code from: $*"
+  [ -z "$message" ] || grep -qF -- "$message" err || fail "expected '$message' from: $*"
+}
+
+cat >good.yaml <<'YAML'
+run:
+  folder: run
+data:
+  train: shards
+model:
+  main:
+    width: 64
+    layers: 2
+    heads: 4
+    context: 128
+trainer:
+  steps: 10
+  batch_tokens: 2Ki
+YAML
+
+# A good file: the printed configuration, read back, prints itself.
+ends 0 "" "$scone" train good.yaml --print-config trainer.steps=12
+grep -q '^  steps: 12 ' out || fail "the override is not in the printed configuration"
+cp out printed.yaml
+ends 0 "" "$scone" train printed.yaml --print-config
+cmp -s out printed.yaml || fail "the printed configuration does not print itself"
+ends 0 "" "$mpirun" -np 2 "$scone" train good.yaml --print-config trainer.steps=12
+[ "$(grep -c '^run:' out)" = 1 ] || fail "expected one configuration from two ranks"
+[ ! -e run ] || fail "--print-config made the run's folder"
+
+# Bad files.
+sed 's/width: 64/width: abc/' good.yaml >type.yaml
+ends 2 "scone: error: type.yaml:7: model.main.width: expected an integer, found 'abc'" "$scone" train type.yaml
+sed 's/heads: 4/haeds: 4/' good.yaml >unknown.yaml
+ends 2 "unknown.yaml:9: model.main.haeds: unknown key; the nearest valid key is model.main.heads" \
+  "$scone" train unknown.yaml
+sed 's/heads: 4/heads: 7/' good.yaml >heads.yaml
+ends 2 "heads.yaml:9: model.main.heads: 7 heads do not divide" "$scone" train heads.yaml
+sed 's/  steps: 10/  steps: 10\n  steps: 11/' good.yaml >twice.yaml
+ends 2 "twice.yaml:13: trainer.steps: given twice, first in line 12" "$scone" train twice.yaml
+sed '/batch_tokens/d' good.yaml >missing.yaml
+ends 2 "missing.yaml: required keys are missing: trainer.batch_tokens" "$scone" train missing.yaml
+printf 'run: [\n' >broken.yaml
+ends 2 "broken.yaml:" "$scone" train broken.yaml
+ends 2 "absent.yaml: cannot be read" "$scone" train absent.yaml
+ends 2 "compute.device: not built yet: cuda; use cpu" "$scone" train good.yaml compute.device=cuda
+[ ! -e run ] || fail "a bad configuration left the run's folder"
+
+# On several ranks: one message for what all ranks find, and the failing rank's where one alone does.
+ends 2 "scone: error: type.yaml:7: model.main.width" "$mpirun" -np 3 "$scone" train type.yaml
+[ "$(grep -c 'expected an integer' err)" = 1 ] || fail "expected the message once from three ranks"
+ends 2 "1 sequences of 128 for 2 ranks" "$mpirun" -np 2 "$scone" train good.yaml trainer.batch_tokens=128
+ends 2 "scone: error: [rank 0 of 2, " "$mpirun" -np 2 "$scone" tokenize --input absent.txt --output bad \
+  --train-tokenizer 1K
+grep -q 'absent.txt' err || fail "expected the file's name in the failing rank's message"
+
+# The command line itself.
+ends 2 "" "$scone" train
+ends 2 "" "$scone" trian good.yaml
+ends 2 "" "$scone"
+ends 0 "" "$scone" --help
+grep -q 'tokenize' out || fail "expected the subcommands in --help"
+for command in tokenize fgrams train eval bake generate inspect; do
+  ends 0 "" "$scone" "$command" --help
+  grep -q -- '--json' out || fail "expected --json in $command --help"
+done
+ends 0 "" "$mpirun" -np 2 "$scone" --help
+[ "$(grep -c 'Usage:' out)" = 1 ] || fail "expected the help once from two ranks"
+echo "config_errors_test: passed"

@@ -1,0 +1,200 @@
+#include "trainer/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <fstream>
+
+#include "checkpoint/bake.h"
+#include "layout_checks.h"
+#include "model/ops/ops.h"
+#include "parallel/error.h"
+#include "tiny_data.h"
+#include "trainer/generation.h"
+#include "trainer/learning_rate.h"
+
+namespace scone {
+namespace {
+
+TEST(Trainer, ThreeRanksAgreeWithOneRank) {
+  run_as_threads(3, [](Communicator& world) { check_against_one_rank(world, 2); });
+}
+
+TEST(Trainer, LossFallsAndMetricsHaveALineAStep) {
+  const TinyData data;
+  RunConfig config = data.run("run", 2);
+  config.trainer.steps = 40;
+  const auto self = make_self_communicator();
+  std::filesystem::create_directories(config.run.folder);
+  Trainer trainer(config, cpu_backend(), *self);
+  const TrainingResult result = trainer.run();
+  EXPECT_EQ(result.step, 40);
+  EXPECT_EQ(result.tokens, 40 * 256);
+  std::ifstream lines(std::filesystem::path(config.run.folder) / "metrics.jsonl");
+  std::vector<nlohmann::json> steps;
+  for (std::string line; std::getline(lines, line);) steps.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(steps.size(), 40U);
+  EXPECT_LT(steps.back().at("loss").get<double>(), steps.front().at("loss").get<double>() - 1.5);
+  for (const char* key :
+       {"step", "tokens", "loss", "lr", "grad_norm", "step_seconds", "tokens_per_second",
+        "main_peak_share", "fgram_peak_share", "fgram_nodes_per_token",
+        "fgram_nodes_computed_per_token", "data_wait_share"})
+    EXPECT_TRUE(steps[3].contains(key)) << key;
+  EXPECT_TRUE(steps.back().contains("validation_loss"));
+  EXPECT_GT(steps[3].at("fgram_nodes_per_token").get<double>(), 0.1);
+}
+
+/// All parameters' bits.
+std::vector<float> parameters_of(Trainer& trainer) {
+  std::vector<float> all;
+  for (ParameterSet* set : {&trainer.main_parameters(), &trainer.fgram_parameters()}) {
+    if (set->size() == 0) continue;
+    const auto values = set->flat_values().span<float>();
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return all;
+}
+
+TEST(Trainer, ResumesBitForBit) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  Trainer whole(data.run("whole", 2), cpu_backend(), *self);
+  std::vector<double> losses;
+  for (int step = 0; step < 6; ++step) losses.push_back(whole.train_step().loss);
+  const RunConfig config = data.run("resumed", 2);
+  {
+    Trainer first(config, cpu_backend(), *self);
+    for (int step = 0; step < 3; ++step) first.train_step();
+    first.save_checkpoint();
+  }
+  Trainer second(config, cpu_backend(), *self);
+  for (std::size_t step = 3; step < 6; ++step) EXPECT_EQ(second.train_step().loss, losses[step]);
+  EXPECT_EQ(parameters_of(second), parameters_of(whole));
+}
+
+TEST(Trainer, RefusesACheckpointOfAnotherModel) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 2);
+  Trainer(config, cpu_backend(), *self).save_checkpoint();
+  config.model.main.layers = 1;
+  try {
+    Trainer other(config, cpu_backend(), *self);
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("another model"));
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("run.folder"));
+  }
+}
+
+TEST(Trainer, ASignalSavesAndStops) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  const RunConfig config = data.run("run", 2);
+  std::filesystem::create_directories(config.run.folder);
+  Trainer trainer(config, cpu_backend(), *self);
+  std::raise(SIGTERM);
+  const TrainingResult result = trainer.run();
+  EXPECT_TRUE(result.stopped_by_signal);
+  EXPECT_EQ(result.step, 1);
+  EXPECT_EQ(read_manifest(find_checkpoint(config.run.folder).value()).step, 1);
+}
+
+TEST(Trainer, ANotFiniteStepIsSkippedOrStops) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 2);
+  Trainer trainer(config, cpu_backend(), *self);
+  trainer.main_parameters().value(0).span<float>()[3 * 16] = std::numeric_limits<float>::infinity();
+  const auto before = parameters_of(trainer);
+  EXPECT_TRUE(trainer.train_step().skipped);
+  EXPECT_EQ(parameters_of(trainer), before);
+  config.trainer.on_bad_step = BadStep::stop;
+  std::filesystem::create_directories(config.run.folder);
+  Trainer stopping(config, cpu_backend(), *self);
+  stopping.main_parameters().value(0).span<float>()[3 * 16] =
+      std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THROW(stopping.run(), std::runtime_error);
+}
+
+TEST(Trainer, BakedAgreesWithLive) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  const RunConfig config = data.run("run", 2);
+  Trainer trainer(config, cpu_backend(), *self);
+  for (int step = 0; step < 6; ++step) trainer.train_step();
+  trainer.save_checkpoint();
+  BakeOptions options;
+  options.source = config.run.folder;
+  options.bundle = data.folder() / "bundle";
+  bake_bundle(options, cpu_backend(), *self);
+  LoadedModel live = load_model(config.run.folder, cpu_backend(), 4);
+  LoadedModel baked = load_model(options.bundle, cpu_backend(), 4);
+  const TokenCorpus corpus({data.folder() / "validation.h5"});
+  const std::vector<std::int32_t> token_bytes(256, 1);
+  auto loss = [&](LoadedModel& model) {
+    return evaluate(corpus, model.vocabulary.get(), *model.main_model, model.source.get(), 16,
+                    token_bytes, {.sequence_length = 32, .microbatch_sequences = 4}, *self);
+  };
+  const EvaluationResult of_live = loss(live), of_baked = loss(baked);
+  EXPECT_GT(of_live.matched, of_live.tokens / 4);
+  EXPECT_EQ(of_live.matched, of_baked.matched);
+  EXPECT_NEAR(of_baked.loss / of_live.loss, 1, 1e-6);
+  EXPECT_NEAR(of_live.loss / trainer.evaluate_validation().loss, 1, 1e-6);
+  EXPECT_NEAR(of_live.bits_per_byte, of_live.loss / std::log(2), 1e-9);
+
+  // The same text from both, one token at a time as in one pass.
+  const std::vector<std::int32_t> prompt = {1, 2, 3, 1, 2};
+  Sampler greedy({.temperature = 0}), again({.temperature = 0});
+  const auto from_live = generate(live, prompt, 20, -1, greedy, [](std::int32_t) {});
+  const auto from_table = generate(baked, prompt, 20, -1, again, [](std::int32_t) {});
+  EXPECT_EQ(from_live.size(), 20U);
+  EXPECT_EQ(from_live, from_table);
+  EXPECT_EQ(generate(baked, prompt, 1000, -1, again, [](std::int32_t) {}).size(), 32U - 5U);
+  EXPECT_THROW(generate(baked, std::vector<std::int32_t>(33, 1), 1, -1, again, [](std::int32_t) {}),
+               InputError);
+}
+
+TEST(Sampler, HonoursItsOptions) {
+  const std::vector<float> logits = {0.0F, 3.0F, 1.0F, 2.0F};
+  EXPECT_EQ(Sampler({.temperature = 0}).draw(logits), 1);
+  Sampler two({.top_k = 2}), nucleus({.top_p = 0.6}), all({.seed = 9}), same({.seed = 9});
+  int counts[4] = {}, of_two[4] = {};
+  for (int i = 0; i < 20000; ++i) {
+    const auto drawn = all.draw(logits);
+    EXPECT_EQ(same.draw(logits), drawn);
+    ++counts[drawn];
+    ++of_two[two.draw(logits)];
+    EXPECT_EQ(nucleus.draw(logits), 1);
+  }
+  EXPECT_EQ(of_two[0] + of_two[2], 0);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit);
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double p = std::exp(logits[i]) / sum;  // within five standard deviations
+    EXPECT_NEAR(counts[i], 20000 * p, 5 * std::sqrt(20000 * p * (1 - p))) << i;
+  }
+  EXPECT_THROW(Sampler({.top_p = 0}), InputError);
+}
+
+TEST(LearningRate, Schedules) {
+  RunConfig config;
+  config.trainer.steps = 100;
+  config.optimizer.peak_lr = 1;
+  config.optimizer.warmup_steps = 10;
+  config.optimizer.final_lr_ratio = 0.1;
+  EXPECT_DOUBLE_EQ(learning_rate(config, 0), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 9), 1);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 10), 1);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 55), 0.55);
+  EXPECT_NEAR(learning_rate(config, 100), 0.1, 1e-12);
+  config.optimizer.schedule = Schedule::wsd;
+  EXPECT_DOUBLE_EQ(learning_rate(config, 80), 1);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 90), 0.55);
+  config.optimizer.schedule = Schedule::constant;
+  EXPECT_DOUBLE_EQ(learning_rate(config, 99), 1);
+}
+
+}  // namespace
+}  // namespace scone

@@ -1,0 +1,345 @@
+#include "trainer/run_config.h"
+
+#include <fmt/format.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <sstream>
+
+#include "parallel/error.h"
+#include "trainer/config_schema.h"
+
+namespace scone {
+namespace {
+
+/// Reads the keys that a file and overrides give, and remembers where each was given.
+class ConfigReader {
+ public:
+  explicit ConfigReader(std::string file) : file_(std::move(file)) {}
+
+  void read_file();
+  void read_override(const std::string& text);
+  bool given(const std::string& key) const { return places_.contains(key); }
+
+  /// Throws InputError about `key`, naming where it was given.
+  [[noreturn]] void fail(const std::string& key, const std::string& what) const {
+    const auto at = places_.find(key);
+    throw InputError(
+        fmt::format("{}: {}: {}", at == places_.end() ? file_ : at->second, key, what));
+  }
+
+  RunConfig config;
+
+ private:
+  std::string place(const YAML::Mark& mark) const {
+    return mark.is_null() ? file_ : fmt::format("{}:{}", file_, mark.line + 1);
+  }
+  void read_section(const YAML::Node& section, const std::string& prefix);
+  void set(const ConfigField& field, const YAML::Node& value, const std::string& where);
+
+  std::string file_;
+  std::map<std::string, std::string> places_;  // key -> "file:line" or the command line
+};
+
+bool is_section(const std::string& key) {
+  return std::any_of(config_fields().begin(), config_fields().end(),
+                     [&](const ConfigField& field) { return field.key.starts_with(key + "."); });
+}
+
+void ConfigReader::set(const ConfigField& field, const YAML::Node& value,
+                       const std::string& where) {
+  try {
+    field.parse(config, value);
+  } catch (const ConfigValueError& error) {
+    throw InputError(fmt::format("{}: {}: {}", where, field.key, error.what()));
+  }
+  places_[field.key] = where;
+}
+
+void ConfigReader::read_section(const YAML::Node& section, const std::string& prefix) {
+  std::map<std::string, int> lines;  // of this section's keys, to find one given twice
+  for (const auto& entry : section) {
+    const std::string where = place(entry.first.Mark());
+    if (!entry.first.IsScalar())
+      throw InputError(fmt::format("{}: expected a key, found a list or section", where));
+    const std::string key = prefix + entry.first.Scalar();
+    const auto [first, is_new] = lines.emplace(key, entry.first.Mark().line + 1);
+    if (!is_new)
+      throw InputError(fmt::format("{}: {}: given twice, first in line {}; remove one", where, key,
+                                   first->second));
+    if (const ConfigField* field = find_config_field(key)) {
+      const YAML::Mark mark = entry.second.Mark();
+      set(*field, entry.second, entry.second.IsNull() ? where : place(mark));
+    } else if (is_section(key)) {
+      if (!entry.second.IsMap() && !entry.second.IsNull())
+        throw InputError(fmt::format("{}: {}: expected a section of keys, found a {}", where, key,
+                                     entry.second.IsSequence() ? "list" : "value"));
+      if (entry.second.IsMap()) read_section(entry.second, key + ".");
+    } else {
+      throw InputError(fmt::format("{}: {}: unknown key; the nearest valid key is {}", where, key,
+                                   nearest_config_key(key)));
+    }
+  }
+}
+
+void ConfigReader::read_file() {
+  std::error_code error;
+  std::ifstream stream(file_, std::ios::binary);
+  if (!stream || std::filesystem::is_directory(file_, error))
+    throw InputError(fmt::format("{}: cannot be read; give the path of a YAML file", file_));
+  const std::string text{std::istreambuf_iterator<char>(stream), {}};
+  YAML::Node root;
+  try {
+    root = YAML::Load(text);
+  } catch (const YAML::Exception& exception) {
+    throw InputError(fmt::format("{}: not valid YAML: {}", place(exception.mark), exception.msg));
+  }
+  if (!root.IsMap())
+    throw InputError(fmt::format("{}: expected sections of keys (run, data, model, ..), found {}",
+                                 file_, root.IsNull() ? "an empty file" : "something else"));
+  read_section(root, "");
+}
+
+void ConfigReader::read_override(const std::string& text) {
+  const std::string where = "command line";
+  const auto equals = text.find('=');
+  if (equals == std::string::npos || equals == 0)
+    throw InputError(
+        fmt::format("{}: '{}': expected key=value, such as trainer.steps=100", where, text));
+  const std::string key = text.substr(0, equals);
+  const ConfigField* field = find_config_field(key);
+  if (field == nullptr)
+    throw InputError(is_section(key)
+                         ? fmt::format("{}: {}: a section; set its keys one by one", where, key)
+                         : fmt::format("{}: {}: unknown key; the nearest valid key is {}", where,
+                                       key, nearest_config_key(key)));
+  YAML::Node value;
+  try {
+    value = YAML::Load(text.substr(equals + 1));
+  } catch (const YAML::Exception& exception) {
+    throw InputError(fmt::format("{}: {}: not valid YAML: {}", where, key, exception.msg));
+  }
+  set(*field, value, where);
+}
+
+/// Throws where a key is wanted and was not given.
+void require(const ConfigReader& reader, const std::string& file) {
+  std::string missing;
+  for (const char* key : {"run.folder", "data.train", "model.main.width", "model.main.layers",
+                          "model.main.heads", "model.main.context", "trainer.batch_tokens"}) {
+    if (!reader.given(key)) missing += (missing.empty() ? "" : ", ") + std::string(key);
+  }
+  if (!missing.empty())
+    throw InputError(fmt::format("{}: required keys are missing: {}", file, missing));
+}
+
+/// Gives the keys that were left out the values that follow from others.
+void resolve(const ConfigReader& reader, RunConfig& config, int ranks) {
+  TransformerConfig& main = config.model.main;
+  TransformerConfig& fgram = config.model.fgram;
+  if (!reader.given("model.main.ffw")) main.ffw = 4 * main.width;
+  fgram.width = main.width;
+  fgram.context = 0;  // the vocabulary's longest f-gram, known when it is opened
+  if (!reader.given("model.fgram.heads")) fgram.heads = main.heads;
+  if (!reader.given("model.fgram.ffw")) fgram.ffw = main.ffw;
+  if (!reader.given("model.fgram.norm")) fgram.norm = main.norm;
+  if (!reader.given("model.fgram.position")) fgram.position = main.position;
+  if (!reader.given("model.fgram.activation")) fgram.activation = main.activation;
+  if (!reader.given("model.fgram.bias")) fgram.bias = main.bias;
+  auto& trainer = config.trainer;
+  if (trainer.sequence_length == 0) trainer.sequence_length = main.context;
+  if (trainer.microbatch_tokens == 0 && trainer.sequence_length > 0) {
+    const std::int64_t sequences = trainer.batch_tokens / trainer.sequence_length;
+    const std::int64_t share = (sequences + ranks - 1) / ranks;
+    trainer.microbatch_tokens = trainer.sequence_length * std::clamp<std::int64_t>(share, 1, 8);
+  }
+}
+
+void check_not_built(const ConfigReader& reader) {
+  const RunConfig& config = reader.config;
+  auto refuse = [&](bool refused, const std::string& key, const std::string& found,
+                    const char* use) {
+    if (refused) reader.fail(key, fmt::format("not built yet: {}; use {}", found, use));
+  };
+  auto check_grid = [&](const std::string& name, const GridConfig& grid) {
+    const std::string prefix = "parallel." + name + ".";
+    refuse(grid.tp != 1, prefix + "tp", fmt::format("{}", grid.tp), "1");
+    refuse(grid.zero != 0, prefix + "zero", fmt::format("{}", grid.zero), "0");
+    refuse(grid.sequence_parallel, prefix + "sequence_parallel", "true", "false");
+  };
+  check_grid("main", config.parallel.main);
+  check_grid("fgram", config.parallel.fgram);
+  auto check_choice = [&](const std::string& key, const std::string& value, const char* built,
+                          const char* planned) {
+    if (value == built) return;
+    if (value == planned) refuse(true, key, value, built);
+    reader.fail(key, fmt::format("expected {}, found '{}'", built, value));
+  };
+  check_choice("parallel.communicator", config.parallel.communicator, "mpi", "nccl");
+  check_choice("compute.device", config.compute.device, "cpu", "cuda");
+  check_choice("compute.dtype", config.compute.dtype, "fp32", "bf16");
+  refuse(config.compute.recompute != "none", "compute.recompute", config.compute.recompute, "none");
+  refuse(config.checkpoint.async, "checkpoint.async", "true", "false");
+  refuse(config.logging.tensorboard, "logging.tensorboard", "true", "false");
+}
+
+void check_transformer(const ConfigReader& reader, const std::string& prefix,
+                       const TransformerConfig& model) {
+  auto at_least_one = [&](const char* key, std::int64_t value) {
+    if (value < 1) reader.fail(prefix + key, fmt::format("expected at least 1, found {}", value));
+  };
+  at_least_one("width", model.width);
+  at_least_one("layers", model.layers);
+  at_least_one("heads", model.heads);
+  at_least_one("ffw", model.ffw);
+  if (model.width % model.heads != 0)
+    reader.fail(prefix + "heads",
+                fmt::format("{} heads do not divide model.main.width {}; give a divisor of it",
+                            model.heads, model.width));
+  const std::int64_t head_width = model.width / model.heads;
+  if (model.position == PositionKind::rope && head_width % 2 != 0)
+    reader.fail(prefix + "position",
+                fmt::format("rope needs an even width of a head, found {} (model.main.width {} / "
+                            "{} heads); change the heads, or use learned",
+                            head_width, model.width, model.heads));
+}
+
+/// Fails unless `value` is a multiple of sequence_length, naming the nearest ones.
+void check_multiple(const ConfigReader& reader, const std::string& key, std::int64_t value) {
+  const std::int64_t length = reader.config.trainer.sequence_length;
+  if (value >= length && value % length == 0) return;
+  const std::int64_t below = value / length * length;
+  const std::string nearest = below == 0
+                                  ? fmt::format("the nearest is {}", length)
+                                  : fmt::format("the nearest are {} and {}", below, below + length);
+  reader.fail(key, fmt::format("expected a multiple of trainer.sequence_length {}, found {}; {}",
+                               length, value, nearest));
+}
+
+void check_trainer(const ConfigReader& reader, int ranks) {
+  const auto& trainer = reader.config.trainer;
+  const std::int64_t context = reader.config.model.main.context;
+  if (context < 1) reader.fail("model.main.context", "expected at least 1, found 0");
+  if ((trainer.steps > 0) == (trainer.tokens > 0))
+    reader.fail(trainer.steps > 0 ? "trainer.tokens" : "trainer.steps",
+                fmt::format("expected one of trainer.steps and trainer.tokens, found {}; {}",
+                            trainer.steps > 0 ? "both" : "neither",
+                            trainer.steps > 0 ? "set the other to 0" : "give one"));
+  if (trainer.sequence_length > context)
+    reader.fail("trainer.sequence_length",
+                fmt::format("{} is longer than model.main.context {}; make it shorter, or the "
+                            "context longer",
+                            trainer.sequence_length, context));
+  check_multiple(reader, "trainer.batch_tokens", trainer.batch_tokens);
+  check_multiple(reader, "trainer.microbatch_tokens", trainer.microbatch_tokens);
+  const std::int64_t sequences = trainer.batch_tokens / trainer.sequence_length;
+  if (sequences < ranks)
+    reader.fail("trainer.batch_tokens",
+                fmt::format("{} tokens are {} sequences of {} for {} ranks; give at least {} "
+                            "tokens, or use fewer ranks",
+                            trainer.batch_tokens, sequences, trainer.sequence_length, ranks,
+                            ranks * trainer.sequence_length));
+}
+
+void check_optimizer(const ConfigReader& reader) {
+  const auto& optimizer = reader.config.optimizer;
+  auto check = [&](bool good, const char* name, const char* expected, const std::string& value) {
+    if (!good)
+      reader.fail(std::string("optimizer.") + name,
+                  fmt::format("expected {}, found {}", expected, value));
+  };
+  auto text = [](double value) { return fmt::format("{}", value); };
+  check(optimizer.peak_lr > 0, "peak_lr", "a number above 0", text(optimizer.peak_lr));
+  check(
+      optimizer.betas.size() == 2 && std::all_of(optimizer.betas.begin(), optimizer.betas.end(),
+                                                 [](double beta) { return beta >= 0 && beta < 1; }),
+      "betas", "two numbers of at least 0 and below 1",
+      find_config_field("optimizer.betas")->print(reader.config));
+  check(optimizer.epsilon > 0, "epsilon", "a number above 0", text(optimizer.epsilon));
+  check(optimizer.weight_decay >= 0, "weight_decay", "at least 0", text(optimizer.weight_decay));
+  check(optimizer.clip >= 0, "clip", "at least 0", text(optimizer.clip));
+  check(optimizer.final_lr_ratio >= 0 && optimizer.final_lr_ratio <= 1, "final_lr_ratio",
+        "a number from 0 to 1", text(optimizer.final_lr_ratio));
+  check(optimizer.decay_fraction >= 0 && optimizer.decay_fraction <= 1, "decay_fraction",
+        "a number from 0 to 1", text(optimizer.decay_fraction));
+}
+
+void validate(const ConfigReader& reader, int ranks) {
+  const RunConfig& config = reader.config;
+  check_not_built(reader);
+  if (config.run.folder.empty()) reader.fail("run.folder", "expected a path, found ''");
+  if (config.data.train.empty())
+    reader.fail("data.train", "expected a path or a list of paths, found an empty list");
+  check_transformer(reader, "model.main.", config.model.main);
+  const bool has_fgrams = config.model.fgram.layers > 0;
+  if (has_fgrams) check_transformer(reader, "model.fgram.", config.model.fgram);
+  if (has_fgrams && config.fgrams.vocabulary.empty())
+    reader.fail("fgrams.vocabulary",
+                fmt::format("needed where model.fgram.layers is {}; give a file of `scone fgrams`, "
+                            "or set the layers to 0",
+                            config.model.fgram.layers));
+  if (!has_fgrams && !config.fgrams.vocabulary.empty())
+    reader.fail("fgrams.vocabulary",
+                fmt::format("'{}' is given, but model.fgram.layers is 0; give the f-gram model "
+                            "layers, or leave the vocabulary out",
+                            config.fgrams.vocabulary));
+  if (config.fgrams.max_length == 1)
+    reader.fail("fgrams.max_length", "expected 0 or at least 2, found 1");
+  auto at_least_one = [&](const char* key, std::int64_t value) {
+    if (value < 1) reader.fail(key, fmt::format("expected at least 1, found {}", value));
+  };
+  at_least_one("model.fgram.chunk_nodes", config.model.fgram_chunk_nodes);
+  at_least_one("data.prefetch", config.data.prefetch);
+  at_least_one("logging.every", config.logging.every);
+  if (config.logging.metrics.empty())
+    reader.fail("logging.metrics", "expected a file name, found ''");
+  check_optimizer(reader);
+  check_trainer(reader, ranks);
+}
+
+}  // namespace
+
+std::int64_t RunConfig::total_steps() const {
+  if (trainer.steps > 0) return trainer.steps;
+  return (trainer.tokens + trainer.batch_tokens - 1) / trainer.batch_tokens;
+}
+
+RunConfig load_run_config(const std::filesystem::path& file,
+                          const std::vector<std::string>& overrides, int ranks) {
+  ConfigReader reader(file.string());
+  reader.read_file();
+  for (const std::string& text : overrides) reader.read_override(text);
+  require(reader, file.string());
+  resolve(reader, reader.config, ranks);
+  validate(reader, ranks);
+  return reader.config;
+}
+
+std::string to_yaml(const RunConfig& config) {
+  constexpr std::size_t comment_column = 36;
+  std::ostringstream yaml;
+  std::vector<std::string> open;  // sections that the line above is in
+  for (const ConfigField& field : config_fields()) {
+    std::vector<std::string> parts;
+    std::istringstream key(field.key);
+    for (std::string part; std::getline(key, part, '.');) parts.push_back(part);
+    const std::string name = parts.back();
+    parts.pop_back();
+    std::size_t same = 0;
+    while (same < std::min(parts.size(), open.size()) && parts[same] == open[same]) ++same;
+    for (std::size_t depth = same; depth < parts.size(); ++depth) {
+      if (depth == 0 && !open.empty()) yaml << '\n';
+      yaml << std::string(2 * depth, ' ') << parts[depth] << ":\n";
+    }
+    const std::string line = std::string(2 * parts.size(), ' ') + name + ": " + field.print(config);
+    yaml << line << std::string(std::max(comment_column, line.size() + 2) - line.size(), ' ')
+         << "# " << field.comment << '\n';
+    open = std::move(parts);
+  }
+  return yaml.str();
+}
+
+}  // namespace scone
