@@ -14,7 +14,7 @@ launch=$repository/launch
 scone=$repository/build/scone
 
 corpora=(python3.11-doc perl-doc linux-doc-6.1 dict-gcide)
-vocabulary_size=8192
+vocabulary_size=4096
 fgram_count=200K
 ranks=2
 prompt="The function returns"
