@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# The whole way as a user goes it, small: text -> shards -> f-grams -> training on 1, 2 and 4 ranks, a signal and a resumption ->
+# bake -> evaluation live and baked -> text; every file is inspected, whole and damaged.
+set -euo pipefail
+scone=$1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+export OMP_NUM_THREADS=1
+
+ranks() {
+  mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$@"
+}
+fail() {
+  echo "$*"
+  exit 1
+}
+# refuses MESSAGE COMMAND..: the command must end with exit code 2 and say MESSAGE on stderr.
+refuses() {
+  local message=$1 code=0
+  shift
+  "$@" >out 2>err || code=$?
+  [ "$code" = 2 ] && grep -qi -- "$message" err ||
+    fail "expected exit code 2 and '$message' from: $*"$'\n'"found exit code $code and: $(cat err)"
+}
+
+awk 'BEGIN {
+  srand(11); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
+  for (d = 0; d < 300; ++d) {
+    line = ""
+    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
+    printf "{\"text\": \"%s\"}\n", line
+  }
+}' >text.jsonl
+"$scone" tokenize --input text.jsonl --output shards --train-tokenizer 300 --validation-fraction 0.1
+"$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
+
+cat >run.yaml <<'YAML'
+run: {folder: run}
+data: {train: shards/train, validation: shards/validation}
+fgrams: {vocabulary: fgrams.h5}
+model:
+  main: {width: 32, layers: 2, heads: 2, context: 64}
+  fgram: {layers: 1, chunk_nodes: 64}
+optimizer: {peak_lr: 5.0e-3, warmup_steps: 3}
+trainer: {steps: 30, batch_tokens: 512, eval_every: 10}
+checkpoint: {every: 10}
+compute: {threads: 1}
+YAML
+
+# Per-step losses on 1, 2 and 4 ranks, and on one rank stopped after 20 steps and resumed on two.
+"$scone" train run.yaml run.folder=one
+ranks 2 "$scone" train run.yaml run.folder=two
+ranks 4 "$scone" train run.yaml run.folder=four
+"$scone" train run.yaml run.folder=resumed trainer.steps=30
+rm -r resumed/checkpoints/step-00000030
+ranks 2 "$scone" train run.yaml run.folder=resumed
+python3 - <<'PYTHON'
+import json
+def losses(run):
+    lines = [json.loads(line) for line in open(run + "/metrics.jsonl")]
+    assert [line["step"] for line in lines] == list(range(1, 31)), (run, [line["step"] for line in lines])
+    return [line["loss"] for line in lines] + [lines[-1]["validation_loss"]]
+one = losses("one")
+assert one[29] < one[0] - 2, one
+for run in ("two", "four", "resumed"):
+    worst = max(abs(a / b - 1) for a, b in zip(losses(run), one))
+    print(f"{run}: largest relative difference of a loss from one rank's: {worst:.1e}")
+    assert worst < 1e-4, run
+PYTHON
+
+# SIGTERM: exit code 75 with a checkpoint, and the same command goes on.
+ranks 2 "$scone" train run.yaml run.folder=signal trainer.steps=100000 optimizer.schedule=constant checkpoint.every=0 trainer.eval_every=0 \
+  2>signal.log &
+job=$!
+until grep -q '"step":5,' signal/metrics.jsonl 2>/dev/null; do
+  sleep 0.1
+  kill -0 "$job" 2>/dev/null || fail "the run ended early: $(cat signal.log)"
+done
+# One rank gets the signal; all agree.
+kill -TERM "$(pgrep -f "^$scone train run.yaml run.folder=signal" | tail -n 1)"
+code=0
+wait "$job" || code=$?
+[ "$code" = 75 ] || fail "expected exit code 75 after SIGTERM, found $code: $(tail -n 20 signal.log)"
+stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(json.load(sys.stdin)["step"])')
+ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant trainer.eval_every=0 "trainer.steps=$((stopped + 2))"
+[ "$(wc -l <signal/metrics.jsonl)" = "$((stopped + 2))" ] || fail "the resumed run did not continue after step $stopped"
+
+# Bake on 2 ranks, and the same loss from the table.
+ranks 2 "$scone" bake one --out bundle
+"$scone" bake one --out bundle-alone
+cmp bundle/table/rows.bin bundle-alone/table/rows.bin
+refuses "exists" "$scone" bake one --out bundle
+"$scone" eval one --data shards/validation --json | tail -n 1 >live.json
+ranks 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
+python3 - <<'PYTHON'
+import json
+live, baked = json.load(open("live.json")), json.load(open("baked.json"))
+print(f"live {live['loss']:.9f}, baked {baked['loss']:.9f}")
+assert live["rows"] == "live" and baked["rows"] == "table", (live, baked)
+assert live["matched"] == baked["matched"] > live["tokens"] / 2, (live, baked)
+assert abs(live["loss"] / baked["loss"] - 1) < 1e-6, (live, baked)
+assert 0 < live["bits_per_byte"] < 8, live
+PYTHON
+
+# Text: the same for the same seed, another for another, and from a checkpoint as from its bundle.
+text() { "$scone" generate "$1" --prompt "the model of" --max-tokens 20 --seed "$2"; }
+[ "$(text bundle 1)" = "$(text bundle 1)" ] || fail "the same seed gave two texts"
+[ "$(text bundle 1)" = "$(text one 1)" ] || fail "bundle and checkpoint gave two texts"
+[ "$(text bundle 1)" != "$(text bundle 2)" ] || fail "two seeds gave one text"
+refuses "context" "$scone" generate bundle --prompt "$(yes the | head -n 500 | tr '\n' ' ')"
+refuses "no such" "$scone" generate nowhere --prompt a
+
+# Other people's data, and a folder that cannot be written.
+"$scone" tokenize --input text.jsonl --output other --train-tokenizer 290 --validation-fraction 0.1
+refuses "tokenizer" "$scone" eval one --data other/validation
+refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.train=other/train data.validation=other/validation
+refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.validation=other/validation
+refuses "another" "$scone" train run.yaml run.folder=one model.main.layers=3
+refuses "run.folder" "$scone" train run.yaml run.folder=/proc/nowhere
+head -c 200 text.jsonl >short.txt
+"$scone" tokenize --input short.txt --output short --tokenizer shards --validation-fraction 0
+refuses "sequence" "$scone" train run.yaml run.folder=bad data.train=short/train trainer.sequence_length=64 \
+  model.main.context=4096 trainer.sequence_length=4096 trainer.batch_tokens=4096
+
+# Every file is what it is, until a byte in its middle changes.
+shard=$(ls shards/train/*.h5)
+checkpoint=one/checkpoints/step-00000030
+for path in "$shard" fgrams.h5 "$checkpoint" bundle bundle/model.safetensors; do
+  "$scone" inspect "$path" >out || fail "inspect refused $path: $(cat out)"
+done
+damage() {
+  python3 - "$1" <<'PYTHON'
+import sys
+with open(sys.argv[1], "r+b") as file:
+    file.seek(0, 2)
+    file.seek(file.tell() // 2)
+    byte = file.read(1)[0]
+    file.seek(-1, 1)
+    file.write(bytes([byte ^ 0x55]))
+PYTHON
+}
+damage "$shard"
+refuses "$(basename "$shard")" "$scone" inspect "$shard"
+damage "$checkpoint/tensors.h5"
+refuses "tensors.h5" "$scone" inspect "$checkpoint"
+damage bundle/table/rows.bin
+refuses "rows.bin" "$scone" inspect bundle
+refuses "text.jsonl" "$scone" inspect text.jsonl
+# The damaged checkpoint is passed over for the one before.
+"$scone" eval one --data shards/validation 2>err >out
+grep -q 'step-00000020' out || fail "the checkpoint before the damaged one was not taken: $(cat out err)"
+grep -q 'step-00000030' err || fail "the damaged checkpoint was not named: $(cat err)"
+echo "pipeline: one, two and four ranks, resumption, signal, bake, text and inspection agree"
