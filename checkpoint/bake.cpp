@@ -57,6 +57,17 @@ void check_target(const fs::path& bundle, bool overwrite) {
   }
 }
 
+/// Makes `folder` anew. Throws InputError where it cannot be made.
+void make_empty_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::remove_all(folder, error);
+  if (!error) fs::create_directories(folder, error);
+  if (error) {
+    throw InputError(fmt::format("{}: cannot be made: {}; give another --out", folder.string(),
+                                 error.message()));
+  }
+}
+
 /// What of the manifest the bake needs, checked.
 struct Source {
   fs::path checkpoint;
@@ -111,6 +122,11 @@ FgramVocabulary open_vocabulary(const Source& source, const fs::path& chosen) {
     return vocabulary;
   }
   FgramVocabulary vocabulary(chosen, 0, context);
+  if (vocabulary.token_vocabulary_size() != source.config.vocabulary_size) {
+    throw InputError(fmt::format(
+        "{}: its f-grams are of a vocabulary of {} tokens, the model's has {}; make the file again",
+        chosen.string(), vocabulary.token_vocabulary_size(), source.config.vocabulary_size));
+  }
   if (vocabulary.tokenizer_fingerprint() != source.tokenizer_fingerprint) {
     throw InputError(fmt::format(
         "{}: its f-grams are of the tokenizer {}, the model's is {}; make the vocabulary from "
@@ -162,8 +178,10 @@ void write_rest(const fs::path& folder, const Source& source, const Tokenizer& t
       {"model", source.manifest.model},
       {"step", source.manifest.step},
       {"tokens", source.manifest.tokens},
-      {"sequence_length", source.manifest.run.at("sequence_length")},
-      {"attention_across_documents", source.manifest.run.at("attention_across_documents")},
+      {"sequence_length",
+       value_at<std::int64_t>(source.manifest.run, "sequence_length", source.checkpoint, "run")},
+      {"attention_across_documents",
+       value_at<bool>(source.manifest.run, "attention_across_documents", source.checkpoint, "run")},
       {"tokenizer", {{"file", tokenizer_name}, {"fingerprint", source.tokenizer_fingerprint}}},
       {"fgrams", fgrams},
       {"table", table},
@@ -207,7 +225,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
   std::unique_ptr<Tokenizer> tokenizer;
   if (root) tokenizer = open_tokenizer(source);
   std::unique_ptr<FgramVocabulary> vocabulary;
-  ParameterSet main_parameters(main_parameter_specs(source.config), Device::cpu);
+  ParameterSet main_parameters(main_parameter_specs(source.config), Device::cpu,
+                               /*with_gradients=*/false);
   read_parameters(source.checkpoint, main_parameters);
   TableLayout layout;
   if (has_table) {
@@ -218,10 +237,10 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     result.table_bytes = layout.file_bytes();
   }
 
+  ranks.barrier();  // a rank that cannot read the model ends all before anything is written
+  if (root) make_empty_folder(temporary);
   try {
     if (root) {
-      fs::remove_all(temporary);
-      fs::create_directories(temporary);
       const std::int64_t model_bytes = 4 * main_parameters.elements();
       const std::int64_t vocabulary_bytes = 32 * layout.rows;
       require_free_space(temporary, result.table_bytes + model_bytes + vocabulary_bytes);
@@ -229,7 +248,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     }
     ranks.barrier();
     if (has_table) {
-      ParameterSet fgram_parameters(fgram_parameter_specs(source.config), Device::cpu);
+      ParameterSet fgram_parameters(fgram_parameter_specs(source.config), Device::cpu,
+                                    /*with_gradients=*/false);
       read_parameters(source.checkpoint, fgram_parameters);
       FgramModel model(source.config, fgram_parameters, main_parameters, backend, false);
       bake_table(*vocabulary, model, layout, temporary / kTableFile, options.block_nodes, ranks,

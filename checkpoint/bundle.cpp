@@ -24,6 +24,34 @@ nlohmann::json all_files(const nlohmann::json& description) {
   return files;
 }
 
+/// What readers take from the description, and that it lists the files it speaks of.
+void check_description(const nlohmann::json& description, const ModelConfig& config,
+                       const fs::path& json_path) {
+  description.at("step").get<std::int64_t>();
+  description.at("attention_across_documents").get<bool>();
+  description.at("tokenizer").at("fingerprint").get<std::string>();
+  const auto length = description.at("sequence_length").get<std::int64_t>();
+  if (length < 1 || length > config.main.context) {
+    throw InputError(fmt::format("{}: sequence_length: expected 1..{}, found {}",
+                                 json_path.string(), config.main.context, length));
+  }
+  const bool has_table = !description.at("table").is_null();
+  if (has_table != (config.fgram.layers > 0)) {
+    throw InputError(fmt::format("{}: {}; bake it again", json_path.string(),
+                                 has_table ? "a table, but a model without f-gram model"
+                                           : "no table, but a model with f-gram model"));
+  }
+  std::vector<std::string> names{description.at("tokenizer").at("file").get<std::string>(),
+                                 "model.safetensors"};
+  if (has_table) names.push_back(description.at("fgrams").at("file").get<std::string>());
+  for (const std::string& name : names) {
+    if (!description.at("files").contains(name)) {
+      throw InputError(
+          fmt::format("{}: \"files\" does not list {}; bake it again", json_path.string(), name));
+    }
+  }
+}
+
 void open_table(Bundle& bundle, const fs::path& json_path) {
   const nlohmann::json& fgrams = bundle.description.at("fgrams");
   const fs::path path = bundle.folder / fgrams.at("file").get<std::string>();
@@ -79,7 +107,7 @@ Bundle open_bundle(const fs::path& folder) {
                       description.at("format").dump(), description.at("format_version").dump()));
     }
     bundle.config = description.at("model").get<ModelConfig>();
-    description.at("tokenizer").at("file").get<std::string>();
+    check_description(description, bundle.config, json_path);
     const auto problems = file_problems(folder, all_files(description), false);
     if (!problems.empty()) {
       throw InputError(fmt::format("damaged bundle: {}; bake it again", fmt::join(problems, "; ")));

@@ -73,8 +73,8 @@ Shard open_shard(const std::filesystem::path& path) {
   info.checksum = file.string_attribute("checksum");
   const auto tokens_shape = file.dataset_shape("tokens");
   const auto offsets_shape = file.dataset_shape("document_offsets");
-  if (info.vocabulary_size < 1 || info.tokens < 0 || info.documents < 0 ||
-      tokens_shape != std::vector<std::int64_t>{info.tokens} ||
+  if (info.vocabulary_size < 1 || info.vocabulary_size > INT32_MAX || info.tokens < 0 ||
+      info.documents < 0 || tokens_shape != std::vector<std::int64_t>{info.tokens} ||
       offsets_shape != std::vector<std::int64_t>{info.documents + 1})
     throw InputError(
         fmt::format("{}: attributes say {} tokens and {} documents of a vocabulary of {}, the "

@@ -201,7 +201,7 @@ class WholeFile {
     std::error_code error;
     if (stream_) fs::rename(temporary_, file_, error);
     if (!stream_ || error) {
-      throw std::runtime_error(fmt::format(
+      throw InputError(fmt::format(
           "{}: writing the trained tokenizer failed; check the disk's free space", file_.string()));
     }
     done_ = true;

@@ -25,10 +25,14 @@ struct Arguments {
 };
 
 int run_eval(const Arguments& arguments, CommandContext& context) {
+  if (arguments.sequence_length < 0)
+    throw InputError(
+        fmt::format("--sequence-length {}: expected at least 1, or 0 for the training's",
+                    arguments.sequence_length));
   Backend& backend = cpu_backend();
   const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
-  LoadedModel model =
-      load_model(arguments.path, backend, arguments.microbatch_sequences, arguments.fgrams);
+  LoadedModel model = load_model(arguments.path, backend, arguments.microbatch_sequences,
+                                 arguments.fgrams, context.world);
   const std::int64_t length =
       arguments.sequence_length > 0 ? arguments.sequence_length : model.sequence_length;
   if (length > model.config.main.context)
@@ -40,7 +44,7 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                     "text with the model's ({})",
                     arguments.data.front(), corpus.tokenizer_fingerprint(), model.path.string(),
                     model.tokenizer_fingerprint, model.tokenizer_path.string()));
-  const auto token_bytes = token_byte_lengths(corpus.tokenizer_path());
+  const auto token_bytes = token_byte_lengths(*load_corpus_tokenizer(corpus));
   const EvaluationResult result =
       evaluate(corpus, model.vocabulary.get(), *model.main_model, model.source.get(),
                model.config.main.width, token_bytes,
@@ -54,7 +58,8 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
     fmt::print(
         "{} (step {}, f-gram rows: {})\n"
         "  loss {:.6f}   perplexity {:.3f}   bits/byte {:.4f}\n"
-        "  {} tokens predicted, {:.1f} % of positions took an f-gram row, {:.0f} tokens/s\n",
+        "  {} tokens predicted, {:.1f} % of them from a position that took an f-gram row, {:.0f} "
+        "tokens/s\n",
         model.path.string(), model.step, rows, result.loss, result.perplexity, result.bits_per_byte,
         result.tokens,
         100.0 * static_cast<double>(result.matched) / static_cast<double>(result.tokens),
@@ -87,7 +92,7 @@ void add_eval(CLI::App& app, Action& action) {
   command->add_option("--fgrams", arguments->fgrams,
                       "Another f-gram vocabulary for a checkpoint's live f-gram model");
   command->add_option("--sequence-length", arguments->sequence_length,
-                      "Tokens of a window; default: the training's");
+                      "Tokens of a window; 0: the training's");
   command
       ->add_option("--microbatch-sequences", arguments->microbatch_sequences,
                    "Sequences computed at once")

@@ -11,6 +11,7 @@
 
 #include "data/fgram_statistics.h"
 #include "data/fgram_vocabulary_builder.h"
+#include "data/hdf5_file.h"
 #include "data/size_suffix.h"
 #include "launch/command.h"
 #include "parallel/error.h"
@@ -30,8 +31,21 @@ struct FgramsArguments {
   bool report = false;
 };
 
+bool is_vocabulary(const std::filesystem::path& path) {
+  try {
+    const Hdf5File file = Hdf5File::open(path);
+    return file.has_attribute("format") && file.string_attribute("format") == "scone-fgrams";
+  } catch (const InputError&) {
+    return false;
+  }
+}
+
 /// Before an hour of counting: can the result be written?
 void check_output(const std::filesystem::path& output) {
+  if (!output.has_filename()) {
+    throw InputError(
+        fmt::format("--output '{}': expected a file name such as fgrams.h5", output.string()));
+  }
   const auto folder = output.has_parent_path() ? output.parent_path() : std::filesystem::path(".");
   if (!std::filesystem::is_directory(folder)) {
     throw InputError(
@@ -41,6 +55,11 @@ void check_output(const std::filesystem::path& output) {
   if (std::filesystem::is_directory(output)) {
     throw InputError(fmt::format(
         "--output {}: expected a file name, found a folder; give FOLDER/NAME.h5", output.string()));
+  }
+  if (std::filesystem::exists(output) && !is_vocabulary(output)) {
+    throw InputError(fmt::format(
+        "--output {}: exists and is no f-gram vocabulary, so it is not replaced; give another name",
+        output.string()));
   }
   std::filesystem::path probe = output;
   probe += ".partial";

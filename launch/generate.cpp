@@ -37,8 +37,14 @@ std::size_t whole_characters(const std::string& text) {
 int run_generate(const Arguments& arguments, CommandContext& context) {
   if (!context.is_root()) return 0;
   Sampler sampler(arguments.sampling);
-  LoadedModel model = load_model(arguments.path, cpu_backend(), 1);
+  const auto self = make_self_communicator();
+  LoadedModel model = load_model(arguments.path, cpu_backend(), 1, {}, *self);
   const auto tokenizer = load_tokenizer(model.tokenizer_path);
+  if (tokenizer->fingerprint() != model.tokenizer_fingerprint)
+    throw InputError(
+        fmt::format("{}: is tokenizer {}, but {} was trained with {}; put that one back",
+                    model.tokenizer_path.string(), tokenizer->fingerprint(), model.path.string(),
+                    model.tokenizer_fingerprint));
   std::vector<std::int32_t> prompt;
   tokenizer->encode(arguments.prompt, prompt);
   const bool stream = !context.json;

@@ -3,6 +3,7 @@
 // all.
 #include <fmt/format.h>
 #include <mpi.h>
+#include <omp.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "launch/command.h"
+#include "launch/threads.h"
 #include "parallel/error.h"
 
 namespace {
@@ -145,6 +147,7 @@ int run(int argc, char** argv, MpiSession& session) {
       session.size() > 1 ? scone::make_mpi_communicator() : scone::make_self_communicator();
   try {
     scone::CommandContext context{*world, json};
+    omp_set_num_threads(scone::default_threads(*world));
     const std::int64_t code = action(context);
     return static_cast<int>(world->all_reduce_value(code, scone::ReduceOp::max));
   } catch (const scone::InputError& error) {

@@ -17,7 +17,7 @@ corpora=(python3.11-doc perl-doc linux-doc-6.1 dict-gcide)
 vocabulary_size=4096
 fgram_count=200K
 ranks=2
-prompt="The function returns"
+prompt="The function returns a list of"
 
 folder=$repository/runs/quickstart
 fresh=false

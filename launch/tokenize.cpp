@@ -30,6 +30,8 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
+constexpr int most_threads = 1024;
+
 struct TokenizeArguments {
   std::vector<std::string> input;
   std::string output, tokenizer, train_tokenizer, shard_tokens = "100M", invalid_utf8 = "replace";
@@ -79,9 +81,9 @@ void check_arguments(const TokenizeArguments& arguments) {
         "expected one of --tokenizer FILE and --train-tokenizer SIZE, found {}; give one of them",
         arguments.tokenizer.empty() ? "neither" : "both"));
   }
-  if (arguments.threads < 0) {
-    throw InputError(fmt::format("--threads: expected 1 or more, or 0 for all processors, found {}",
-                                 arguments.threads));
+  if (arguments.threads < 0 || arguments.threads > most_threads) {
+    throw InputError(fmt::format("--threads: expected 1..{}, or 0 for all processors, found {}",
+                                 most_threads, arguments.threads));
   }
 }
 

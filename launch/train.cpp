@@ -1,17 +1,12 @@
 #include <fmt/format.h>
 #include <omp.h>
-#include <sched.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "launch/command.h"
@@ -30,42 +25,32 @@ struct Arguments {
   bool print_config = false;
 };
 
-/// Ranks of `world` on this rank's node, itself included.
-int ranks_on_node(Communicator& world) {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  const auto names = world.all_gather(std::as_bytes(std::span(name)));
-  const auto own = std::as_bytes(std::span(name));
-  return static_cast<int>(std::count_if(names.begin(), names.end(), [&](const auto& other) {
-    return std::equal(own.begin(), own.end(), other.begin(), other.end());
-  }));
+[[noreturn]] void cannot_write(const std::filesystem::path& folder) {
+  throw InputError(fmt::format("run.folder: {} cannot be written; choose another or make room",
+                               folder.string()));
 }
 
-/// Threads for this rank: as configured, else the cores that a launcher bound it to, else its share
-/// of the node's.
-int choose_threads(const RunConfig& config, Communicator& world) {
-  const int sharing = ranks_on_node(world);
-  if (config.compute.threads > 0) return config.compute.threads;
-  cpu_set_t bound;
-  CPU_ZERO(&bound);
-  sched_getaffinity(0, sizeof(bound), &bound);
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int mine = CPU_COUNT(&bound);
-  return std::max(1, mine < cores ? mine : cores / sharing);
-}
-
-/// Makes the run's folder with config.yaml, and sends the log to log.txt too. Throws InputError
-/// where it cannot.
-void prepare_folder(const RunConfig& config) {
-  const std::filesystem::path folder = config.run.folder;
+/// Throws InputError where the folder cannot be made or written.
+void make_folder(const std::filesystem::path& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  std::ofstream yaml(folder / "config.yaml", std::ios::trunc);
+  const auto probe = folder / ".writable";
+  std::ofstream file(probe, std::ios::trunc);
+  file << "x" << std::flush;
+  if (error || !file) cannot_write(folder);
+  file.close();
+  std::filesystem::remove(probe, error);
+}
+
+/// Writes config.yaml, and sends the log to log.txt too.
+void describe_run(const RunConfig& config) {
+  const std::filesystem::path folder = config.run.folder;
+  const auto partial = folder / "config.yaml.new";
+  std::ofstream yaml(partial, std::ios::trunc);
   yaml << to_yaml(config);
   yaml.close();
-  if (error || !yaml)
-    throw InputError(fmt::format("run.folder: {} cannot be written; choose another or make room",
-                                 folder.string()));
+  if (!yaml) cannot_write(folder);
+  std::filesystem::rename(partial, folder / "config.yaml");
   spdlog::default_logger()->sinks().push_back(
       std::make_shared<spdlog::sinks::basic_file_sink_mt>((folder / "log.txt").string()));
 }
@@ -77,15 +62,19 @@ int run_train(const Arguments& arguments, CommandContext& context) {
     if (context.is_root()) fmt::print("{}", to_yaml(config));
     return 0;
   }
-  omp_set_num_threads(choose_threads(config, world));
-  if (context.is_root()) prepare_folder(config);
+  if (config.compute.threads > 0) omp_set_num_threads(config.compute.threads);
+  if (context.is_root()) make_folder(config.run.folder);
   world.barrier();
-  Trainer trainer(config, cpu_backend(), world);
+  Trainer trainer(config, cpu_backend(),
+                  world);  // may refuse, and then leaves the folder's files as they were
+  if (context.is_root()) describe_run(trainer.config());
   const TrainingResult result = trainer.run();
-  nlohmann::json json = {
-      {"step", result.step},         {"tokens", result.tokens},
-      {"loss", result.loss},         {"seconds", result.seconds},
-      {"folder", config.run.folder}, {"stopped_by_signal", result.stopped_by_signal}};
+  nlohmann::json json = {{"step", result.step},
+                         {"tokens", result.tokens},
+                         {"seconds", result.seconds},
+                         {"folder", config.run.folder},
+                         {"stopped_by_signal", result.stopped_by_signal}};
+  if (result.loss) json["loss"] = *result.loss;
   if (result.validation_loss) json["validation_loss"] = *result.validation_loss;
   spdlog::info("done: step {}, {} tokens, {}", result.step, result.tokens,
                format_duration(result.seconds));

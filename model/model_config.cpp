@@ -69,6 +69,25 @@ TransformerConfig transformer_from_json(const nlohmann::json& json) {
   return config;
 }
 
+/// Sizes that a model can be made of; `name` is the section's. Throws InputError.
+void check_sizes(const TransformerConfig& config, const std::string& name) {
+  const auto check = [&](const char* key, std::int64_t value, std::int64_t most) {
+    if (value < 1 || value > most) {
+      throw InputError(fmt::format("model configuration: {}.{}: expected 1..{}, found {}", name,
+                                   key, most, value));
+    }
+  };
+  check("width", config.width, kMostWidth);
+  check("layers", config.layers, kMostLayers);
+  check("heads", config.heads, config.width);
+  check("ffw", config.ffw, kMostWidth);
+  check("context", config.context, kMostContext);
+  if (config.width % config.heads != 0) {
+    throw InputError(fmt::format("model configuration: {}.heads: {} do not divide the width {}",
+                                 name, config.heads, config.width));
+  }
+}
+
 }  // namespace
 
 void to_json(nlohmann::json& json, const ModelConfig& config) {
@@ -89,6 +108,12 @@ void from_json(const nlohmann::json& json, ModelConfig& config) {
   config.combine = from_name(json, "combine", kCombines);
   config.fgram_recompute = from_name(json, "fgram_recompute", kRecomputes);
   json.at("fgram_chunk_nodes").get_to(config.fgram_chunk_nodes);
+  if (config.vocabulary_size < 1 || config.vocabulary_size > INT32_MAX) {
+    throw InputError(fmt::format("model configuration: vocabulary_size: expected 1..{}, found {}",
+                                 INT32_MAX, config.vocabulary_size));
+  }
+  check_sizes(config.main, "main");
+  if (config.fgram.layers != 0) check_sizes(config.fgram, "fgram");
 }
 
 double forward_flops_per_token(const TransformerConfig& config, double attended) {

@@ -11,6 +11,12 @@ enum class ActivationKind { gelu, swiglu };
 enum class CombineKind { replace, add };
 enum class FgramRecompute { none, chunk };
 
+/// Largest sizes that configurations may give: beyond any model, and small enough that no product
+/// of them overflows.
+constexpr std::int64_t kMostWidth = std::int64_t{1} << 20;  // also of heads and ffw
+constexpr std::int64_t kMostLayers = 10000;
+constexpr std::int64_t kMostContext = std::int64_t{1} << 24;
+
 /// Shape of one pre-norm decoder transformer without token embedding.
 struct TransformerConfig {
   std::int64_t width = 0;

@@ -70,17 +70,18 @@ std::int64_t padded(std::int64_t elements) {
 
 }  // namespace
 
-ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device)
+ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients)
     : specs_(std::move(specs)) {
   std::int64_t total = 0;
   for (const ParameterSpec& spec : specs_) total += padded(elements_of(spec.shape));
   flat_values_ = Tensor::zeros({total}, DType::fp32, device);
-  flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
+  if (with_gradients) flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
   std::int64_t offset = 0;
   for (const ParameterSpec& spec : specs_) {
     const std::int64_t elements = elements_of(spec.shape);
     values_.push_back(flat_values_.rows(offset, elements).view(spec.shape));
-    gradients_.push_back(flat_gradients_.rows(offset, elements).view(spec.shape));
+    gradients_.push_back(with_gradients ? flat_gradients_.rows(offset, elements).view(spec.shape)
+                                        : Tensor());
     offset += padded(elements);
   }
 }

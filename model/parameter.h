@@ -28,7 +28,8 @@ struct ParameterSpec {
 class ParameterSet {
  public:
   ParameterSet() = default;
-  ParameterSet(std::vector<ParameterSpec> specs, Device device);
+  /// with_gradients = false: for inference; gradient(i) and flat_gradients() are empty tensors.
+  ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients = true);
 
   std::size_t size() const { return specs_.size(); }
   std::int64_t elements() const { return flat_values_.elements(); }

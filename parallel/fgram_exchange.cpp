@@ -12,6 +12,19 @@ std::int64_t sent_to_others(std::span<const std::int64_t> counts, int self) {
          counts[static_cast<std::size_t>(self)];
 }
 
+/// target[to[i]] = source[from[i]] for rows of `width`; an empty index list means i itself.
+void copy_rows(const float* source, std::span<const std::int64_t> from, float* target,
+               std::span<const std::int64_t> to, std::size_t count, std::int64_t width) {
+  const auto row_bytes = static_cast<std::size_t>(width) * sizeof(float);
+  const auto rows = static_cast<std::int64_t>(count);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    std::memcpy(target + (to.empty() ? i : to[at]) * width,
+                source + (from.empty() ? i : from[at]) * width, row_bytes);
+  }
+}
+
 }  // namespace
 
 const std::vector<std::int64_t>& FgramExchange::plan(std::span<const std::int64_t> ids,
@@ -41,44 +54,52 @@ const std::vector<std::int64_t>& FgramExchange::plan(std::span<const std::int64_
   for (std::size_t i = 0; i < received.size(); ++i)
     owned_index_[i] = std::lower_bound(owned_.begin(), owned_.end(), received[i]) - owned_.begin();
   const auto width = static_cast<std::size_t>(width_);
-  needed_buffer_.resize(ids.size() * width);
-  owned_buffer_.resize(received.size() * width);
+  if (communicator_.size() > 1) {
+    needed_buffer_.resize(ids.size() * width);
+    owned_buffer_.resize(received.size() * width);
+  }
   bytes_sent_ = sent_to_others(send_counts_, communicator_.rank()) *
                 static_cast<std::int64_t>(sizeof(std::int64_t));
   return owned_;
 }
 
 void FgramExchange::to_positions(std::span<const float> owned_rows, std::span<float> rows) {
-  const auto width = static_cast<std::size_t>(width_);
-  for (std::size_t i = 0; i < owned_index_.size(); ++i)
-    std::memcpy(&owned_buffer_[i * width],
-                &owned_rows[static_cast<std::size_t>(owned_index_[i]) * width],
-                width * sizeof(float));
+  if (communicator_.size() == 1) {  // plan's ids are owned here, in the same order
+    copy_rows(owned_rows.data(), {}, rows.data(), {}, send_order_.size(), width_);
+    return;
+  }
+  copy_rows(owned_rows.data(), owned_index_, owned_buffer_.data(), {}, owned_index_.size(), width_);
   communicator_.all_to_all(std::as_bytes(std::span(owned_buffer_)), receive_counts_,
                            std::as_writable_bytes(std::span(needed_buffer_)), send_counts_,
-                           width * sizeof(float));
-  for (std::size_t i = 0; i < send_order_.size(); ++i)
-    std::memcpy(&rows[static_cast<std::size_t>(send_order_[i]) * width], &needed_buffer_[i * width],
-                width * sizeof(float));
+                           static_cast<std::size_t>(width_) * sizeof(float));
+  copy_rows(needed_buffer_.data(), {}, rows.data(), send_order_, send_order_.size(), width_);
   bytes_sent_ += sent_to_others(receive_counts_, communicator_.rank()) * width_ *
                  static_cast<std::int64_t>(sizeof(float));
 }
 
 void FgramExchange::to_owners(std::span<const float> row_gradients,
                               std::span<float> owned_gradients) {
-  const auto width = static_cast<std::size_t>(width_);
-  for (std::size_t i = 0; i < send_order_.size(); ++i)
-    std::memcpy(&needed_buffer_[i * width],
-                &row_gradients[static_cast<std::size_t>(send_order_[i]) * width],
-                width * sizeof(float));
+  if (communicator_.size() == 1) {
+    copy_rows(row_gradients.data(), {}, owned_gradients.data(), {}, send_order_.size(), width_);
+    return;
+  }
+  copy_rows(row_gradients.data(), send_order_, needed_buffer_.data(), {}, send_order_.size(),
+            width_);
   communicator_.all_to_all(std::as_bytes(std::span(needed_buffer_)), send_counts_,
                            std::as_writable_bytes(std::span(owned_buffer_)), receive_counts_,
-                           width * sizeof(float));
+                           static_cast<std::size_t>(width_) * sizeof(float));
   std::fill(owned_gradients.begin(), owned_gradients.end(), 0.0f);
-  for (std::size_t i = 0; i < owned_index_.size(); ++i) {  // by source rank: a fixed order
-    float* sum = &owned_gradients[static_cast<std::size_t>(owned_index_[i]) * width];
-    const float* value = &owned_buffer_[i * width];
-    for (std::size_t column = 0; column < width; ++column) sum[column] += value[column];
+  // By source rank, a fixed order; the ids of one source are distinct.
+  std::int64_t begin = 0;
+  for (const std::int64_t count : receive_counts_) {
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = begin; i < begin + count; ++i) {
+      float* sum = &owned_gradients[static_cast<std::size_t>(
+          owned_index_[static_cast<std::size_t>(i)] * width_)];
+      const float* value = &owned_buffer_[static_cast<std::size_t>(i * width_)];
+      for (std::int64_t column = 0; column < width_; ++column) sum[column] += value[column];
+    }
+    begin += count;
   }
   bytes_sent_ += sent_to_others(send_counts_, communicator_.rank()) * width_ *
                  static_cast<std::int64_t>(sizeof(float));

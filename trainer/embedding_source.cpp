@@ -29,7 +29,9 @@ void LiveFgramSource::rows(std::span<const std::int64_t> ids, const Tensor& out)
 void LiveFgramSource::backward(const Tensor& row_gradients) {
   const Tensor node_gradients = reserve_rows(node_rows_, trie_.size(), width_);
   auto values = node_gradients.span<float>();
-  std::fill(values.begin(), values.end(), 0.0F);
+  const auto elements = static_cast<std::int64_t>(values.size());
+#pragma omp parallel for simd schedule(static)
+  for (std::int64_t i = 0; i < elements; ++i) values[static_cast<std::size_t>(i)] = 0.0F;
   const auto row_bytes = static_cast<std::size_t>(width_) * sizeof(float);
   const float* source = row_gradients.data<float>();
   const auto count = static_cast<std::int64_t>(trie_.node_of_fgram.size());

@@ -1,5 +1,7 @@
 #include "trainer/evaluation.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -8,21 +10,36 @@
 
 #include "data/batch_stream.h"
 #include "data/tokenizer.h"
+#include "parallel/error.h"
 
 namespace scone {
 namespace {
 
-// Sequences of one rank whose f-grams are looked up together: their trie is shared.
-constexpr std::int64_t lookup_sequences = 64;
+// Most sequences of one rank whose f-grams are looked up together: their trie is shared.
+constexpr std::int64_t most_lookup_sequences = 64;
 
 }  // namespace
 
-std::vector<std::int32_t> token_byte_lengths(const std::filesystem::path& path) {
-  const auto tokenizer = load_tokenizer(path);
-  std::vector<std::int32_t> lengths(static_cast<std::size_t>(tokenizer->vocabulary_size()));
+std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus) {
+  auto tokenizer = load_tokenizer(corpus.tokenizer_path());
+  if (tokenizer->fingerprint() != corpus.tokenizer_fingerprint())
+    throw InputError(fmt::format(
+        "{}: is tokenizer {}, but the shards beside it were made with {}; put that one back",
+        tokenizer->file().string(), tokenizer->fingerprint(), corpus.tokenizer_fingerprint()));
+  if (tokenizer->vocabulary_size() != corpus.vocabulary_size())
+    throw InputError(fmt::format(
+        "{}: attribute vocabulary_size is {}, its tokenizer has {} tokens; the shard is damaged, "
+        "tokenize again",
+        corpus.shards().front().path.string(), corpus.vocabulary_size(),
+        tokenizer->vocabulary_size()));
+  return tokenizer;
+}
+
+std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer) {
+  std::vector<std::int32_t> lengths(static_cast<std::size_t>(tokenizer.vocabulary_size()));
   for (std::size_t id = 0; id < lengths.size(); ++id)
     lengths[id] =
-        static_cast<std::int32_t>(tokenizer->token_bytes(static_cast<std::int32_t>(id)).size());
+        static_cast<std::int32_t>(tokenizer.token_bytes(static_cast<std::int32_t>(id)).size());
   return lengths;
 }
 
@@ -32,6 +49,10 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
                           const EvaluationOptions& options, Communicator& world) {
   const auto start = std::chrono::steady_clock::now();
   const std::int64_t ranks = world.size(), length = options.sequence_length;
+  std::int64_t samples = (corpus.tokens() - 1 + length - 1) / length;
+  if (options.tokens > 0) samples = std::min(samples, (options.tokens + length - 1) / length);
+  const std::int64_t lookup_sequences =
+      std::clamp<std::int64_t>((samples + ranks - 1) / ranks, 1, most_lookup_sequences);
   const std::int64_t batch_sequences = lookup_sequences * ranks;
   BatchStream stream(corpus, vocabulary,
                      {.sequence_length = length,
@@ -42,8 +63,6 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
                       .shuffle = false,
                       .attention_across_documents = options.attention_across_documents,
                       .prefetch = 1});
-  std::int64_t samples = stream.samples_per_epoch();
-  if (options.tokens > 0) samples = std::min(samples, (options.tokens + length - 1) / length);
 
   EvaluationResult result;
   double loss_sum = 0;
@@ -74,9 +93,9 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
       losses.resize(positions);
       loss_sum += model.forward(microbatch, rows, losses);
       for (std::size_t i = 0; i < positions; ++i) {
-        result.matched += microbatch.row_of_position[i] >= 0;
         if (microbatch.targets[i] < 0) continue;
         ++result.tokens;
+        result.matched += microbatch.row_of_position[i] >= 0;
         result.bytes += token_bytes[static_cast<std::size_t>(microbatch.targets[i])];
       }
     }
@@ -87,6 +106,9 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
   result.tokens = counts[0];
   result.matched = counts[1];
   result.bytes = counts[2];
+  if (result.tokens == 0)
+    throw InputError(fmt::format("{}: no document has two tokens, so there is nothing to predict",
+                                 corpus.shards().front().path.string()));
   result.loss = loss_sum / static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.loss);
   if (result.bytes > 0)

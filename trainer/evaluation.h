@@ -1,11 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
+#include <memory>
 #include <vector>
 
 #include "data/fgram_vocabulary.h"
 #include "data/token_corpus.h"
+#include "data/tokenizer.h"
 #include "model/main_model.h"
 #include "parallel/communicator.h"
 #include "trainer/embedding_source.h"
@@ -24,13 +25,17 @@ struct EvaluationResult {
   double perplexity = 0;     // exp(loss)
   double bits_per_byte = 0;  // of the predicted tokens' text; 0 where it has no bytes
   std::int64_t tokens = 0;   // predicted
-  std::int64_t matched = 0;  // positions that took a row of the source
+  std::int64_t matched = 0;  // of them predicted from a position that took a row of the source
   std::int64_t bytes = 0;
   double seconds = 0;
 };
 
-/// Bytes of text of each token id, from the tokenizer at `path` (0 for special tokens).
-std::vector<std::int32_t> token_byte_lengths(const std::filesystem::path& path);
+/// The tokenizer that travels with the corpus. Throws InputError where it is missing or not the one
+/// of the shards.
+std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus);
+
+/// Bytes of text of each token id (0 for special tokens).
+std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer);
 
 /// Loss over windows of the corpus in order, shared by the ranks of `world` (collective).
 /// vocabulary and source: null for a model without f-grams. token_bytes: from token_byte_lengths.

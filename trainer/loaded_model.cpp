@@ -6,6 +6,7 @@
 #include "checkpoint/checkpoint.h"
 #include "data/tokenizer.h"
 #include "model/ops/ops.h"
+#include "parallel/communicator.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -13,7 +14,8 @@ namespace {
 
 void make_main_model(LoadedModel& model, Backend& backend, std::int64_t microbatch_sequences) {
   model.main_parameters =
-      std::make_unique<ParameterSet>(main_parameter_specs(model.config), backend.device());
+      std::make_unique<ParameterSet>(main_parameter_specs(model.config), backend.device(),
+                                     /*with_gradients=*/false);
   model.main_model =
       std::make_unique<MainModel>(model.config, *model.main_parameters, backend,
                                   microbatch_sequences * model.config.main.context, false);
@@ -43,11 +45,18 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
 }
 
 LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
-                            std::int64_t microbatch_sequences,
-                            const std::filesystem::path& fgrams) {
-  std::vector<std::string> skipped;
-  const auto checkpoint = find_checkpoint(path, &skipped);
-  for (const auto& line : skipped) spdlog::warn("skipped {}", line);
+                            std::int64_t microbatch_sequences, const std::filesystem::path& fgrams,
+                            Communicator& world) {
+  // One rank chooses, so that all read the same checkpoint, also of a run that goes on writing.
+  std::string chosen;
+  if (world.rank() == 0) {
+    std::vector<std::string> skipped;
+    chosen = find_checkpoint(path, &skipped).value_or("").string();
+    for (const auto& line : skipped) spdlog::warn("skipped {}", line);
+  }
+  chosen = world.broadcast_string(chosen, 0);
+  std::optional<std::filesystem::path> checkpoint;
+  if (!chosen.empty()) checkpoint = chosen;
   if (!checkpoint)
     throw InputError(fmt::format(
         "{}: neither a bundle (bundle.json) nor a folder with a valid checkpoint (manifest.json)",
@@ -56,6 +65,12 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
   model.kind = "checkpoint";
   model.path = *checkpoint;
   const CheckpointManifest manifest = read_manifest(*checkpoint);
+  struct {
+    std::filesystem::path vocabulary;
+    std::int64_t size = 0;
+    int max_length = 0;
+    std::string fingerprint;
+  } trained;  // the f-grams that the checkpoint was trained with
   try {
     model.config = manifest.model.get<ModelConfig>();
     model.step = manifest.step;
@@ -63,26 +78,35 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
     model.attention_across_documents = manifest.run.at("attention_across_documents");
     model.tokenizer_path = manifest.data.at("tokenizer").get<std::string>();
     model.tokenizer_fingerprint = manifest.data.at("tokenizer_fingerprint");
+    if (model.config.fgram.layers > 0) {
+      trained.vocabulary = manifest.fgrams.at("vocabulary").get<std::string>();
+      manifest.fgrams.at("size").get_to(trained.size);
+      manifest.fgrams.at("max_length").get_to(trained.max_length);
+      manifest.fgrams.at("fingerprint").get_to(trained.fingerprint);
+    }
   } catch (const nlohmann::json::exception& error) {
     throw InputError(fmt::format("{}: {}", (*checkpoint / "manifest.json").string(), error.what()));
   }
   make_main_model(model, backend, microbatch_sequences);
   read_parameters(*checkpoint, *model.main_parameters);
   if (model.config.fgram.layers == 0) return model;
+  const std::filesystem::path vocabulary = fgrams.empty() ? trained.vocabulary : fgrams;
   model.vocabulary = std::make_unique<FgramVocabulary>(
-      fgrams.empty() ? std::filesystem::path(manifest.fgrams.at("vocabulary").get<std::string>())
-                     : fgrams,
-      fgrams.empty() ? manifest.fgrams.at("size").get<std::int64_t>() : 0,
-      manifest.fgrams.at("max_length").get<int>());
-  if (fgrams.empty() && model.vocabulary->fingerprint() != manifest.fgrams.at("fingerprint"))
+      vocabulary, fgrams.empty() ? trained.size : 0, trained.max_length);
+  if (fgrams.empty() && model.vocabulary->fingerprint() != trained.fingerprint)
     throw InputError(
-        fmt::format("{}: the f-gram vocabulary has changed since {} was trained with it",
-                    manifest.fgrams.at("vocabulary").get<std::string>(), checkpoint->string()));
-  if (model.vocabulary->tokenizer_fingerprint() != model.tokenizer_fingerprint)
+        fmt::format("{}: the f-gram vocabulary has changed since {} was trained with it; put the "
+                    "original back, or give one with --fgrams",
+                    vocabulary.string(), checkpoint->string()));
+  if (model.vocabulary->tokenizer_fingerprint() != model.tokenizer_fingerprint ||
+      model.vocabulary->token_vocabulary_size() != model.config.vocabulary_size)
     throw InputError(
-        fmt::format("{}: f-grams of another tokenizer than the model's", fgrams.string()));
+        fmt::format("{}: f-grams of another tokenizer than the model's; run `scone "
+                    "fgrams` on shards of the model's tokenizer",
+                    vocabulary.string()));
   model.fgram_parameters =
-      std::make_unique<ParameterSet>(fgram_parameter_specs(model.config), backend.device());
+      std::make_unique<ParameterSet>(fgram_parameter_specs(model.config), backend.device(),
+                                     /*with_gradients=*/false);
   read_parameters(*checkpoint, *model.fgram_parameters);
   model.fgram_model = std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
                                                    *model.main_parameters, backend, false);
@@ -94,10 +118,11 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& path, Backend& backend,
-                       std::int64_t microbatch_sequences, const std::filesystem::path& fgrams) {
+                       std::int64_t microbatch_sequences, const std::filesystem::path& fgrams,
+                       Communicator& world) {
   if (!std::filesystem::exists(path))
     throw InputError(fmt::format("{}: no such run, checkpoint or bundle", path.string()));
-  if (!is_bundle(path)) return load_checkpoint(path, backend, microbatch_sequences, fgrams);
+  if (!is_bundle(path)) return load_checkpoint(path, backend, microbatch_sequences, fgrams, world);
   if (!fgrams.empty())
     throw InputError(fmt::format(
         "{}: a bundle has its f-grams built in; --fgrams goes with a checkpoint", path.string()));

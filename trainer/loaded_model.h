@@ -14,6 +14,7 @@
 namespace scone {
 
 class Backend;
+class Communicator;
 
 /// A trained model ready for evaluation or generation: from a checkpoint (f-gram model live) or a
 /// bundle (table).
@@ -36,8 +37,10 @@ struct LoadedModel {
 
 /// path: run folder (newest valid checkpoint), checkpoints folder, checkpoint, or bundle. Has room
 /// for microbatches of `microbatch_sequences` whole contexts. fgrams: another f-gram vocabulary
-/// file for a checkpoint's live model; empty: the one it was trained with. Throws InputError.
+/// file for a checkpoint's live model; empty: the one it was trained with. Collective over `world`.
+/// Throws InputError.
 LoadedModel load_model(const std::filesystem::path& path, Backend& backend,
-                       std::int64_t microbatch_sequences, const std::filesystem::path& fgrams = {});
+                       std::int64_t microbatch_sequences, const std::filesystem::path& fgrams,
+                       Communicator& world);
 
 }  // namespace scone

@@ -4,23 +4,22 @@
 
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <vector>
 
 namespace scone {
 
 MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step) {
-  std::vector<std::string> kept;
-  if (last_step > 0) {
-    std::ifstream in(file);
-    for (std::string line; std::getline(in, line);) {
-      const auto json = nlohmann::json::parse(line, nullptr, false);
-      if (json.is_object() && json.value("step", std::int64_t{0}) <= last_step)
-        kept.push_back(line);
-    }
+  // The lines to keep go into a new file that takes the old one's place, so that a kill loses
+  // nothing.
+  const std::filesystem::path fresh = file.string() + ".new";
+  std::ifstream in(file);
+  std::ofstream kept(fresh, std::ios::trunc);
+  for (std::string line; last_step > 0 && std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_object() && json.value("step", std::int64_t{0}) <= last_step) kept << line << '\n';
   }
-  out_.open(file, std::ios::trunc);
-  for (const auto& line : kept) out_ << line << '\n';
-  out_.flush();
+  kept.close();
+  if (kept) std::filesystem::rename(fresh, file);
+  out_.open(file, std::ios::app);
   if (!out_) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
 }
 

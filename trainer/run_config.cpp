@@ -15,6 +15,8 @@
 namespace scone {
 namespace {
 
+constexpr int most_threads = 1024;
+
 /// Reads the keys that a file and overrides give, and remembers where each was given.
 class ConfigReader {
  public:
@@ -188,13 +190,15 @@ void check_not_built(const ConfigReader& reader) {
 
 void check_transformer(const ConfigReader& reader, const std::string& prefix,
                        const TransformerConfig& model) {
-  auto at_least_one = [&](const char* key, std::int64_t value) {
+  auto check_size = [&](const char* key, std::int64_t value, std::int64_t most) {
     if (value < 1) reader.fail(prefix + key, fmt::format("expected at least 1, found {}", value));
+    if (value > most)
+      reader.fail(prefix + key, fmt::format("expected at most {}, found {}", most, value));
   };
-  at_least_one("width", model.width);
-  at_least_one("layers", model.layers);
-  at_least_one("heads", model.heads);
-  at_least_one("ffw", model.ffw);
+  check_size("width", model.width, kMostWidth);
+  check_size("layers", model.layers, kMostLayers);
+  check_size("heads", model.heads, kMostWidth);
+  check_size("ffw", model.ffw, kMostWidth);
   if (model.width % model.heads != 0)
     reader.fail(prefix + "heads",
                 fmt::format("{} heads do not divide model.main.width {}; give a divisor of it",
@@ -223,6 +227,9 @@ void check_trainer(const ConfigReader& reader, int ranks) {
   const auto& trainer = reader.config.trainer;
   const std::int64_t context = reader.config.model.main.context;
   if (context < 1) reader.fail("model.main.context", "expected at least 1, found 0");
+  if (context > kMostContext)
+    reader.fail("model.main.context",
+                fmt::format("expected at most {}, found {}", kMostContext, context));
   if ((trainer.steps > 0) == (trainer.tokens > 0))
     reader.fail(trainer.steps > 0 ? "trainer.tokens" : "trainer.steps",
                 fmt::format("expected one of trainer.steps and trainer.tokens, found {}; {}",
@@ -293,6 +300,11 @@ void validate(const ConfigReader& reader, int ranks) {
   };
   at_least_one("model.fgram.chunk_nodes", config.model.fgram_chunk_nodes);
   at_least_one("data.prefetch", config.data.prefetch);
+  if (config.compute.threads > most_threads)
+    reader.fail("compute.threads",
+                fmt::format("expected at most {} (0: a share of the cores), found "
+                            "{}",
+                            most_threads, config.compute.threads));
   at_least_one("logging.every", config.logging.every);
   if (config.logging.metrics.empty())
     reader.fail("logging.metrics", "expected a file name, found ''");

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "parallel/error.h"
+#include "trainer/evaluation.h"
 
 namespace scone {
 namespace {
@@ -18,6 +19,7 @@ RunData open_run_data(RunConfig& config) {
   RunData data;
   data.train = open_corpus(config.data.train);
   config.model.vocabulary_size = data.train->vocabulary_size();
+  data.tokenizer = load_corpus_tokenizer(*data.train);
   if (!config.data.validation.empty()) {
     data.validation = open_corpus(config.data.validation);
     if (data.validation->tokenizer_fingerprint() != data.train->tokenizer_fingerprint())
@@ -27,6 +29,18 @@ RunData open_run_data(RunConfig& config) {
                       config.data.validation.front(), data.validation->tokenizer_fingerprint(),
                       config.data.train.front(), data.train->tokenizer_fingerprint()));
   }
+  if (data.validation && data.validation->vocabulary_size() != data.train->vocabulary_size())
+    throw InputError(fmt::format(
+        "data.validation ({}): its vocabulary has {} tokens, that of data.train {}; one of them is "
+        "damaged, tokenize again",
+        config.data.validation.front(), data.validation->vocabulary_size(),
+        data.train->vocabulary_size()));
+  if (data.validation && data.validation->tokens() <= config.trainer.sequence_length)
+    throw InputError(fmt::format(
+        "data.validation ({}): {} tokens are fewer than one sequence of {} and its last target; "
+        "give more text, a "
+        "shorter trainer.sequence_length, or no validation data",
+        config.data.validation.front(), data.validation->tokens(), config.trainer.sequence_length));
   if (config.model.fgram.layers > 0) {
     data.vocabulary = std::make_unique<FgramVocabulary>(
         config.fgrams.vocabulary, config.fgrams.size, config.fgrams.max_length);
@@ -36,6 +50,13 @@ RunData open_run_data(RunConfig& config) {
                       "{}; run `scone fgrams` on these shards",
                       config.fgrams.vocabulary, data.vocabulary->tokenizer_fingerprint(),
                       config.data.train.front(), data.train->tokenizer_fingerprint()));
+    if (data.vocabulary->token_vocabulary_size() != data.train->vocabulary_size())
+      throw InputError(
+          fmt::format("fgrams.vocabulary ({}) is of a vocabulary of {} tokens, data.train ({}) of "
+                      "{}; one of them "
+                      "is damaged, make it again",
+                      config.fgrams.vocabulary, data.vocabulary->token_vocabulary_size(),
+                      config.data.train.front(), data.train->vocabulary_size()));
     config.model.fgram.context = data.vocabulary->max_length();
   }
   return data;

@@ -5,6 +5,7 @@
 
 #include "data/fgram_vocabulary.h"
 #include "data/token_corpus.h"
+#include "data/tokenizer.h"
 #include "trainer/run_config.h"
 
 namespace scone {
@@ -14,6 +15,7 @@ struct RunData {
   std::unique_ptr<TokenCorpus> train;
   std::unique_ptr<TokenCorpus> validation;      // null: none configured
   std::unique_ptr<FgramVocabulary> vocabulary;  // null: a baseline
+  std::unique_ptr<Tokenizer> tokenizer;         // the one that travels with the training shards
 };
 
 /// Opens what the configuration names and fills in model.vocabulary_size and model.fgram.context.

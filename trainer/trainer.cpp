@@ -63,7 +63,7 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
     exchange_ = std::make_unique<FgramExchange>(world, width_);
     fgram_optimizer_ = std::make_unique<AdamW>(fgram_parameters_, backend, settings);
   }
-  if (data_.validation) token_bytes_ = token_byte_lengths(data_.validation->tokenizer_path());
+  if (data_.validation) token_bytes_ = token_byte_lengths(*data_.tokenizer);
   resume();
   batches_ = std::make_unique<BatchStream>(
       *data_.train, data_.vocabulary.get(),
@@ -164,8 +164,9 @@ StepMetrics Trainer::train_step() {
   if (!metrics.skipped) {
     const double clip = config_.optimizer.clip;
     const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
-    main_optimizer_->step(step_ + 1, metrics.lr, scale);
-    if (has_fgrams()) fgram_optimizer_->step(step_ + 1, metrics.lr, scale);
+    ++updates_;
+    main_optimizer_->step(updates_, metrics.lr, scale);
+    if (has_fgrams()) fgram_optimizer_->step(updates_, metrics.lr, scale);
   }
   bad_steps_in_a_row_ = metrics.skipped ? bad_steps_in_a_row_ + 1 : 0;
 
@@ -246,7 +247,7 @@ TrainingResult Trainer::run() {
   };
   while (step_ < total && !stop_requested_) {
     StepMetrics metrics = train_step();
-    result.loss = metrics.loss;
+    result.loss = metrics.loss;  // none where nothing was left to do
     step_seconds += metrics.step_seconds;
     if (data_.validation && due(config_.trainer.eval_every)) {
       const EvaluationResult evaluation = evaluate_validation();

@@ -24,7 +24,7 @@ namespace scone {
 /// What a run came to; the same on every rank.
 struct TrainingResult {
   std::int64_t step = 0, tokens = 0;
-  double loss = 0;                        // of the last step
+  std::optional<double> loss;             // of the last step; none: no step was left
   std::optional<double> validation_loss;  // of the last evaluation
   bool stopped_by_signal = false;         // with a checkpoint saved
   double seconds = 0;
@@ -79,6 +79,7 @@ class Trainer {
   std::vector<std::int32_t> token_bytes_;
 
   std::int64_t step_ = 0, tokens_ = 0;
+  std::int64_t updates_ = 0;  // steps that were not skipped
   std::int64_t bad_steps_in_a_row_ = 0;
   DataState data_state_;
   double peak_ = 0;  // FLOP/s of all ranks together

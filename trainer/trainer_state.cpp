@@ -24,6 +24,11 @@ double mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 
 void expect_equal(const std::filesystem::path& checkpoint, const std::string& what,
                   const nlohmann::json& saved, const nlohmann::json& configured) {
   if (saved == configured) return;
+  if (saved.is_object() && configured.is_object()) {  // name the keys that differ
+    for (const auto& [key, value] : saved.items())
+      if (configured.contains(key))
+        expect_equal(checkpoint, what + "." + key, value, configured.at(key));
+  }
   throw InputError(
       fmt::format("{}: was written by a run with another {} ({}), this run has {}; give this run a "
                   "run.folder of its own, or set {} back",
@@ -51,6 +56,7 @@ CheckpointManifest Trainer::manifest() const {
   manifest.tokens = tokens_;
   manifest.model = config_.model;
   manifest.run = {{"yaml", to_yaml(config_)},
+                  {"updates", updates_},
                   {"seed", config_.run.seed},
                   {"sequence_length", config_.trainer.sequence_length},
                   {"batch_tokens", config_.trainer.batch_tokens},
@@ -58,7 +64,7 @@ CheckpointManifest Trainer::manifest() const {
   manifest.data = {{"epoch", data_state_.epoch},
                    {"sample", data_state_.sample},
                    {"corpus_fingerprint", data_.train->fingerprint()},
-                   {"tokenizer", data_.train->tokenizer_path().string()},
+                   {"tokenizer", data_.tokenizer->file().string()},
                    {"tokenizer_fingerprint", data_.train->tokenizer_fingerprint()}};
   if (data_.vocabulary)
     manifest.fgrams = {
@@ -94,10 +100,18 @@ void Trainer::resume() {
   if (chosen.empty()) return;
   const CheckpointManifest saved = read_manifest(chosen);
   const CheckpointManifest own = manifest();
-  expect_equal(chosen, "model", saved.model, own.model);
+  auto shape_of_model = [](nlohmann::json model) {  // without what only bounds memory
+    model.erase("fgram_recompute");
+    model.erase("fgram_chunk_nodes");
+    return model;
+  };
+  expect_equal(chosen, "model", shape_of_model(saved.model), shape_of_model(own.model));
   expect_equal(chosen, "run.seed", saved.run.at("seed"), own.run.at("seed"));
   expect_equal(chosen, "trainer.sequence_length", saved.run.at("sequence_length"),
                own.run.at("sequence_length"));
+  expect_equal(chosen, "data.attention_across_documents",
+               saved.run.at("attention_across_documents"),
+               own.run.at("attention_across_documents"));
   expect_equal(chosen, "data.train", saved.data.at("corpus_fingerprint"),
                own.data.at("corpus_fingerprint"));
   if (data_.vocabulary)
@@ -106,6 +120,7 @@ void Trainer::resume() {
   read_tensors(chosen, state_tensors());
   step_ = saved.step;
   tokens_ = saved.tokens;
+  updates_ = saved.run.at("updates");
   data_state_ = {saved.data.at("epoch"), saved.data.at("sample")};
   spdlog::info("resumed from {} at step {}", chosen, step_);
 }
@@ -138,8 +153,15 @@ void Trainer::print_start(double peak) const {
   row("gradients", main_bytes, fgram_bytes);
   row("AdamW moments", adam_main, adam_fgram);
   row("activations", activations_main, activations_fgram);
+  // Of f-gram rows and their gradients: here, at their owner, in the exchange's buffers and at
+  // their nodes; a position asks for one at most.
+  const std::int64_t positions = config_.trainer.batch_tokens / world_.size();
+  const std::size_t row_bytes = has_fgrams() ? static_cast<std::size_t>(positions * width_) *
+                                                   sizeof(float) * (world_.size() > 1 ? 6 : 4)
+                                             : 0;
+  row("f-gram rows, at most", 0, row_bytes);
   row("sum", 2 * main_bytes + adam_main + activations_main,
-      2 * fgram_bytes + adam_fgram + activations_fgram);
+      2 * fgram_bytes + adam_fgram + activations_fgram + row_bytes);
   spdlog::info(table);
 
   const std::int64_t embedding =

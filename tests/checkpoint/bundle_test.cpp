@@ -119,6 +119,21 @@ TEST_F(BundleTest, ADescriptionThatDoesNotFitIsRejected) {
   EXPECT_THAT(error_of([](auto& json) { json["fgrams"]["size"] = 599; }), HasSubstr("fgrams.h5"));
   EXPECT_THAT(error_of([](auto& json) { json["tokenizer"]["fingerprint"] = "0"; }),
               HasSubstr("tokenizer"));
+  for (const char* key : {"step", "sequence_length", "attention_across_documents", "tokenizer"}) {
+    EXPECT_THAT(error_of([&](auto& json) { json.erase(key); }), HasSubstr(key));
+    EXPECT_THAT(error_of([&](auto& json) { json[key] = "x"; }), HasSubstr("bundle.json")) << key;
+  }
+  EXPECT_THAT(error_of([](auto& json) { json["sequence_length"] = 0; }),
+              HasSubstr("sequence_length"));
+  EXPECT_THAT(error_of([](auto& json) { json["table"] = nullptr; }), HasSubstr("no table"));
+  EXPECT_THAT(error_of([](auto& json) { json["tokenizer"]["file"] = "other.json"; }),
+              HasSubstr("other.json"));
+  for (const char* key : {"width", "layers", "heads", "ffw", "context"}) {
+    for (const std::int64_t value : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1} << 40}) {
+      EXPECT_THAT(error_of([&](auto& json) { json["model"]["main"][key] = value; }),
+                  HasSubstr(std::string("main.") + key));
+    }
+  }
   std::ofstream(path_ / "bundle.json") << "{";
   EXPECT_THAT(open_error(), HasSubstr("not valid JSON"));
 }

@@ -67,6 +67,11 @@ printf 'run: [\n' >broken.yaml
 ends 2 "broken.yaml:" "$scone" train broken.yaml
 ends 2 "absent.yaml: cannot be read" "$scone" train absent.yaml
 ends 2 "compute.device: not built yet: cuda; use cpu" "$scone" train good.yaml compute.device=cuda
+ends 2 "model.main.layers: expected at most" "$scone" train good.yaml model.main.layers=1T
+ends 2 "model.main.width: expected at most" "$scone" train good.yaml model.main.width=1T
+ends 2 "compute.threads: expected at most" "$scone" train good.yaml compute.threads=1M
+echo text >text.txt
+ends 2 "--threads: expected 1.." "$scone" tokenize --input text.txt --output bad --train-tokenizer 300 --threads 1000000
 [ ! -e run ] || fail "a bad configuration left the run's folder"
 
 # On several ranks: one message for what all ranks find, and the failing rank's where one alone does.

@@ -64,4 +64,7 @@ mends "text.jsonl" "$scone" fgrams --data text.jsonl --output bad.h5 --size 10
 mends "missing" "$scone" fgrams --data missing --output bad.h5 --size 10
 head -c 3000 "$(ls shards/train/*.h5 | head -n 1)" >cut.h5
 mends "cut.h5" "$scone" fgrams --data cut.h5 --output bad.h5 --size 10
+shard=$(ls shards/train/*.h5 | head -n 1)
+mends "not replaced" "$scone" fgrams --data shards/train --output "$shard" --size 10
+mends "file name" "$scone" fgrams --data shards/train --output "" --size 10
 echo "fgrams: same bytes on 1, 2 and 3 ranks; bad input is refused"

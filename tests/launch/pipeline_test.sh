@@ -4,7 +4,8 @@
 set -euo pipefail
 scone=$1
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+job=
+trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
 cd "$folder"
 export OMP_NUM_THREADS=1
 
@@ -81,6 +82,7 @@ done
 kill -TERM "$(pgrep -f "^$scone train run.yaml run.folder=signal" | tail -n 1)"
 code=0
 wait "$job" || code=$?
+job=
 [ "$code" = 75 ] || fail "expected exit code 75 after SIGTERM, found $code: $(tail -n 20 signal.log)"
 stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(json.load(sys.stdin)["step"])')
 ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant trainer.eval_every=0 "trainer.steps=$((stopped + 2))"

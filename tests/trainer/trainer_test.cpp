@@ -129,8 +129,8 @@ TEST(Trainer, BakedAgreesWithLive) {
   options.source = config.run.folder;
   options.bundle = data.folder() / "bundle";
   bake_bundle(options, cpu_backend(), *self);
-  LoadedModel live = load_model(config.run.folder, cpu_backend(), 4);
-  LoadedModel baked = load_model(options.bundle, cpu_backend(), 4);
+  LoadedModel live = load_model(config.run.folder, cpu_backend(), 4, {}, *self);
+  LoadedModel baked = load_model(options.bundle, cpu_backend(), 4, {}, *self);
   const TokenCorpus corpus({data.folder() / "validation.h5"});
   const std::vector<std::int32_t> token_bytes(256, 1);
   auto loss = [&](LoadedModel& model) {
