@@ -83,38 +83,69 @@ Trainer::~Trainer() = default;
 
 StepMetrics Trainer::train_step() {
   const auto step_start = Clock::now();
-  auto start = step_start;
   StepMetrics metrics;
   const Batch batch = batches_->next();
-  double data_wait = batches_->last_wait_seconds();
-  const std::int64_t targets = world_.all_reduce_value(batch.local_targets, ReduceOp::sum);
-  const auto loss_scale =
-      static_cast<float>(1.0 / static_cast<double>(std::max<std::int64_t>(targets, 1)));
+  const std::int64_t targets =
+      std::max<std::int64_t>(1, world_.all_reduce_value(batch.local_targets, ReduceOp::sum));
   main_parameters_.zero_gradients();
   if (has_fgrams()) fgram_parameters_.zero_gradients();
+
   const auto distinct = static_cast<std::int64_t>(batch.fgrams.size());
   const Tensor rows = reserve_rows(rows_buffer_, distinct, width_);
   const Tensor row_gradients = reserve_rows(row_gradients_buffer_, distinct, width_);
   backend_.zero(row_gradients);
-  start = Clock::now();
+  if (has_fgrams()) forward_fgrams(batch, rows, metrics);
+  const double loss_sum = run_main_model(
+      batch, rows, row_gradients, static_cast<float>(1.0 / static_cast<double>(targets)), metrics);
+  if (has_fgrams()) backward_fgrams(row_gradients, metrics);
+  metrics.grad_norm = reduce_gradients();
 
-  // Each distinct f-gram of the global batch once in the world, then its row to every rank that
-  // needs it.
-  std::int64_t owned = 0;
-  if (has_fgrams()) {
-    owners_.clear();
-    for (const std::int64_t id : batch.fgrams)
-      owners_.push_back(owner_of(data_.vocabulary->leading_bigram(id), world_.size()));
-    const std::vector<std::int64_t>& owned_ids = exchange_->plan(batch.fgrams, owners_);
-    owned = static_cast<std::int64_t>(owned_ids.size());
-    lap(start, metrics.exchange_seconds);
-    const Tensor owned_rows = reserve_rows(owned_rows_buffer_, owned, width_);
-    fgrams_->rows(owned_ids, owned_rows);
-    lap(start, metrics.fgram_seconds);
-    exchange_->to_positions(owned_rows.span<float>(), rows.span<float>());
-    lap(start, metrics.exchange_seconds);
-  }
+  double sums[] = {loss_sum,
+                   batches_->last_wait_seconds(),
+                   stop_signal_.received() != 0 ? 1.0 : 0.0,
+                   metrics.main_seconds,
+                   metrics.fgram_seconds,
+                   metrics.exchange_seconds};
+  world_.all_reduce(std::span<double>(sums), ReduceOp::sum);
+  const auto ranks = static_cast<double>(world_.size());
+  metrics.loss = sums[0] / static_cast<double>(targets);
+  stop_requested_ = sums[2] > 0;
+  metrics.main_seconds = sums[3] / ranks;
+  metrics.fgram_seconds = sums[4] / ranks;
+  metrics.exchange_seconds = sums[5] / ranks;
+  update_parameters(metrics);
 
+  ++step_;
+  tokens_ += config_.trainer.batch_tokens;
+  data_state_ = batch.state_after;
+  metrics.step = step_;
+  metrics.tokens = tokens_;
+  count_work(metrics);
+  metrics.step_seconds = seconds_since(step_start);
+  metrics.tokens_per_second =
+      static_cast<double>(config_.trainer.batch_tokens) / metrics.step_seconds;
+  metrics.data_wait_share = sums[1] / ranks / metrics.step_seconds;
+  return metrics;
+}
+
+void Trainer::forward_fgrams(const Batch& batch, const Tensor& rows, StepMetrics& metrics) {
+  auto start = Clock::now();
+  owners_.clear();
+  for (const std::int64_t id : batch.fgrams)
+    owners_.push_back(owner_of(data_.vocabulary->leading_bigram(id), world_.size()));
+  const std::vector<std::int64_t>& owned_ids = exchange_->plan(batch.fgrams, owners_);
+  owned_rows_ =
+      reserve_rows(owned_rows_buffer_, static_cast<std::int64_t>(owned_ids.size()), width_);
+  lap(start, metrics.exchange_seconds);
+  fgrams_->rows(owned_ids, owned_rows_);
+  lap(start, metrics.fgram_seconds);
+  exchange_->to_positions(owned_rows_.span<float>(), rows.span<float>());
+  lap(start, metrics.exchange_seconds);
+}
+
+double Trainer::run_main_model(const Batch& batch, const Tensor& rows, const Tensor& row_gradients,
+                               float loss_scale, StepMetrics& metrics) {
+  auto start = Clock::now();
   double loss_sum = 0;
   const std::int64_t length = batch.length;
   const std::int64_t microbatch = config_.trainer.microbatch_tokens / length;
@@ -133,73 +164,56 @@ StepMetrics Trainer::train_step() {
                                               rows, row_gradients, loss_scale);
   }
   lap(start, metrics.main_seconds);
+  return loss_sum;
+}
 
-  if (has_fgrams()) {
-    const Tensor owned_gradients = reserve_rows(owned_rows_buffer_, owned, width_);
-    exchange_->to_owners(row_gradients.span<float>(), owned_gradients.span<float>());
-    lap(start, metrics.exchange_seconds);
-    fgrams_->backward(owned_gradients);
-    lap(start, metrics.fgram_seconds);
-  }
+void Trainer::backward_fgrams(const Tensor& row_gradients, StepMetrics& metrics) {
+  auto start = Clock::now();
+  exchange_->to_owners(row_gradients.span<float>(), owned_rows_.span<float>());
+  lap(start, metrics.exchange_seconds);
+  fgrams_->backward(owned_rows_);
+  lap(start, metrics.fgram_seconds);
+}
 
-  // Gradients are of the mean over the global batch's targets, so ranks' parts just add up.
-  world_.all_reduce(main_parameters_.flat_gradients().span<float>(), ReduceOp::sum);
-  double squared_norm = backend_.squared_norm(main_parameters_.flat_gradients());
-  if (has_fgrams()) {
-    world_.all_reduce(fgram_parameters_.flat_gradients().span<float>(), ReduceOp::sum);
-    squared_norm += backend_.squared_norm(fgram_parameters_.flat_gradients());
+double Trainer::reduce_gradients() {
+  double squared_norm = 0;
+  for (ParameterSet* parameters : {&main_parameters_, &fgram_parameters_}) {
+    if (parameters->size() == 0) continue;  // a baseline has no f-gram model
+    world_.all_reduce(parameters->flat_gradients().span<float>(), ReduceOp::sum);
+    squared_norm += backend_.squared_norm(parameters->flat_gradients());
   }
-  double sums[] = {loss_sum,
-                   data_wait,
-                   stop_signal_.received() != 0 ? 1.0 : 0.0,
-                   metrics.main_seconds,
-                   metrics.fgram_seconds,
-                   metrics.exchange_seconds};
-  world_.all_reduce(std::span<double>(sums), ReduceOp::sum);
-  stop_requested_ = sums[2] > 0;
-  metrics.loss = sums[0] / static_cast<double>(std::max<std::int64_t>(targets, 1));
-  metrics.grad_norm = std::sqrt(squared_norm);
+  return std::sqrt(squared_norm);
+}
+
+void Trainer::update_parameters(StepMetrics& metrics) {
   metrics.lr = learning_rate(config_, step_);
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
-  if (!metrics.skipped) {
-    const double clip = config_.optimizer.clip;
-    const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
-    ++updates_;
-    main_optimizer_->step(updates_, metrics.lr, scale);
-    if (has_fgrams()) fgram_optimizer_->step(updates_, metrics.lr, scale);
-  }
   bad_steps_in_a_row_ = metrics.skipped ? bad_steps_in_a_row_ + 1 : 0;
+  if (metrics.skipped) return;
+  const double clip = config_.optimizer.clip;
+  const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
+  ++updates_;
+  main_optimizer_->step(updates_, metrics.lr, scale);
+  if (has_fgrams()) fgram_optimizer_->step(updates_, metrics.lr, scale);
+}
 
-  ++step_;
-  tokens_ += config_.trainer.batch_tokens;
-  data_state_ = batch.state_after;
-  metrics.step = step_;
-  metrics.tokens = tokens_;
-  const auto batch_tokens = static_cast<double>(config_.trainer.batch_tokens);
-  const auto ranks = static_cast<double>(world_.size());
-  metrics.main_seconds = sums[3] / ranks;
-  metrics.fgram_seconds = sums[4] / ranks;
-  metrics.exchange_seconds = sums[5] / ranks;
+void Trainer::count_work(StepMetrics& metrics) {
   const ModelConfig& model = config_.model;
+  const auto batch_tokens = static_cast<double>(config_.trainer.batch_tokens);
+  const double attended = static_cast<double>(config_.trainer.sequence_length + 1) / 2;
+  const double head =
+      2.0 * static_cast<double>(width_) * static_cast<double>(model.vocabulary_size);
   const double main_flops =
-      3 * batch_tokens *
-      (forward_flops_per_token(model.main, static_cast<double>(length + 1) / 2) +
-       2.0 * static_cast<double>(width_) * static_cast<double>(model.vocabulary_size));
+      3 * batch_tokens * (forward_flops_per_token(model.main, attended) + head);
   if (peak_ > 0) metrics.main_peak_share = main_flops / metrics.main_seconds / peak_;
-  if (has_fgrams()) {
-    const std::int64_t computed = world_.all_reduce_value(fgrams_->nodes_computed(), ReduceOp::sum);
-    metrics.fgram_nodes_per_token = static_cast<double>(global_distinct_nodes()) / batch_tokens;
-    metrics.fgram_nodes_computed_per_token = static_cast<double>(computed) / batch_tokens;
-    const double mean_depth = static_cast<double>(model.fgram.context + 1) / 2;
-    if (peak_ > 0)
-      metrics.fgram_peak_share = 3 * static_cast<double>(computed) *
-                                 forward_flops_per_token(model.fgram, mean_depth) /
-                                 metrics.fgram_seconds / peak_;
-  }
-  metrics.step_seconds = seconds_since(step_start);
-  metrics.tokens_per_second = batch_tokens / metrics.step_seconds;
-  metrics.data_wait_share = sums[1] / ranks / metrics.step_seconds;
-  return metrics;
+  if (!has_fgrams()) return;
+  const auto computed =
+      static_cast<double>(world_.all_reduce_value(fgrams_->nodes_computed(), ReduceOp::sum));
+  metrics.fgram_nodes_per_token = static_cast<double>(global_distinct_nodes()) / batch_tokens;
+  metrics.fgram_nodes_computed_per_token = computed / batch_tokens;
+  const double mean_depth = static_cast<double>(model.fgram.context + 1) / 2;
+  const double fgram_flops = 3 * computed * forward_flops_per_token(model.fgram, mean_depth);
+  if (peak_ > 0) metrics.fgram_peak_share = fgram_flops / metrics.fgram_seconds / peak_;
 }
 
 std::int64_t Trainer::global_distinct_nodes() {

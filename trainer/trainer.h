@@ -59,8 +59,17 @@ class Trainer {
   void resume();
   CheckpointManifest manifest() const;
   std::vector<NamedTensor> state_tensors() const;
+  // The parts of train_step, in order; each adds its seconds to the metrics.
+  void forward_fgrams(const Batch& batch, const Tensor& rows, StepMetrics& metrics);
+  /// Returns this rank's sum of losses; row_gradients are added to.
+  double run_main_model(const Batch& batch, const Tensor& rows, const Tensor& row_gradients,
+                        float loss_scale, StepMetrics& metrics);
+  void backward_fgrams(const Tensor& row_gradients, StepMetrics& metrics);
+  /// Sums the gradients over the ranks; returns their norm over both models.
+  double reduce_gradients();
+  void update_parameters(StepMetrics& metrics);
+  void count_work(StepMetrics& metrics);
   std::int64_t global_distinct_nodes();
-  void log_step(StepMetrics& metrics);
 
   RunConfig config_;
   Backend& backend_;
@@ -86,6 +95,7 @@ class Trainer {
   bool stop_requested_ = false;
   std::optional<double> validation_loss_;
   Tensor rows_buffer_, row_gradients_buffer_, owned_rows_buffer_;
+  Tensor owned_rows_;  // of the step under way: rows in forward, their gradients in backward
   std::vector<int> owners_;
 };
 
