@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct ModelCase {
   ModelConfig config;
 };
 std::vector<ModelCase> model_cases();
+/// How GoogleTest shows a case.
+inline void PrintTo(const ModelCase& model_case, std::ostream* out) { *out << model_case.name; }
 
 /// Two sequences of 13 random tokens over a vocabulary of 17, with documents apart, some targets
 /// missing and matches of 2 to K tokens at about half of the positions.

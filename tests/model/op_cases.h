@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct OpCase {
       backward;
   std::function<Doubles(const std::vector<Doubles>& x)> reference;
 };
+/// How GoogleTest shows a case.
+inline void PrintTo(const OpCase& op, std::ostream* out) { *out << op.name; }
 
 /// Every differentiable operation of the backend interface.
 std::vector<OpCase> op_cases();
