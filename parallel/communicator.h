@@ -12,18 +12,39 @@ namespace scone {
 
 enum class ReduceOp { sum, max, min };
 
-/// A group of ranks and its collectives. Every method but rank(), size(), describe() is collective
-/// over the group and blocks until this rank's part is done; all ranks call the same methods in the
-/// same order. Sums are taken in an order that depends on the group's size alone, so a repeated run
-/// is bit-identical. Implementations: `self` (one rank), `threads` (ranks as threads of one
-/// process, for tests), `mpi`. Errors throw std::runtime_error that names the collective and the
-/// rank.
+/// A collective under way. Its buffers stay untouched by the caller until done() was true or wait()
+/// has returned. Destroying one that is not done waits for it.
+class PendingCollective {
+ public:
+  virtual ~PendingCollective() = default;
+  /// Makes what progress there is, without blocking.
+  virtual bool done() = 0;
+  virtual void wait() = 0;
+};
+
+/// A group of ranks and its collectives. Every method but rank(), size(), describe(), name(),
+/// members() and cancel() is collective over the group and blocks until this rank's part is done
+/// (start_*: is begun); all ranks call the same methods in the same order. Sums are taken in an
+/// order that depends on the group's size and the number of elements alone, so a repeated run is
+/// bit-identical, and the same on every rank. One thread at a time uses an object; objects may be
+/// used by different threads at once. Implementations: `self` (one rank), `threads` (ranks as
+/// threads of one process, for tests), `mpi`. Errors throw std::runtime_error that names the
+/// collective, the group and the rank.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string describe() const = 0;
+  virtual const std::string& name() const = 0;  // "world", "main tensor-parallel", ..
+  virtual std::span<const int> members() const = 0;  // their ranks in the world, by rank here
+
+  /// The ranks that give the same color form a new group, in the order of their ranks here. It has
+  /// messages of its own, so that another thread may use it. name: for messages.
+  virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;
+  /// From any thread, without the others: all_to_all and all_gather of bytes that wait on this
+  /// object, now or later, throw. For a thread that must end although another rank has failed.
+  virtual void cancel() = 0;
 
   virtual void barrier() = 0;
   /// Element-wise reduction over ranks, in place, the same result on every rank.
@@ -40,6 +61,24 @@ class Communicator {
                           std::span<const std::int64_t> send_counts, std::span<std::byte> receive,
                           std::span<const std::int64_t> receive_counts,
                           std::size_t element_bytes) = 0;
+  /// values: size() consecutive slices, counts[r] elements for rank r. slice: [counts[rank()]], the
+  /// sum over ranks (in rank order) of their values' slice of this rank. Does not alias values.
+  virtual void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> counts,
+                              std::span<float> slice) = 0;
+  /// In place: slice r of values is taken from rank r. counts as in reduce_scatter.
+  virtual void all_gather(std::span<float> values, std::span<const std::int64_t> counts) = 0;
+
+  // The same, begun and not yet done: several may be under way, also of several groups. Where a
+  // group has no such thing they are done when they return.
+  virtual std::unique_ptr<PendingCollective> start_all_reduce_sum(std::span<float> values) = 0;
+  virtual std::unique_ptr<PendingCollective> start_reduce_scatter(
+      std::span<const float> values, std::span<const std::int64_t> counts,
+      std::span<float> slice) = 0;
+  /// send_counts and receive_counts are copied.
+  virtual std::unique_ptr<PendingCollective> start_all_to_all(
+      std::span<const std::byte> send, std::span<const std::int64_t> send_counts,
+      std::span<std::byte> receive, std::span<const std::int64_t> receive_counts,
+      std::size_t element_bytes) = 0;
 
   // Conveniences over the above.
   double all_reduce_value(double value, ReduceOp op);
