@@ -251,7 +251,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
       ParameterSet fgram_parameters(fgram_parameter_specs(source.config), Device::cpu,
                                     /*with_gradients=*/false);
       read_parameters(source.checkpoint, fgram_parameters);
-      FgramModel model(source.config, fgram_parameters, main_parameters, backend, false);
+      FgramModel model(source.config, fgram_parameters, whole_token_table(main_parameters), backend,
+                       false);
       bake_table(*vocabulary, model, layout, temporary / kTableFile, options.block_nodes, ranks,
                  report);
     }

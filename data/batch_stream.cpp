@@ -20,7 +20,9 @@ namespace {
 void check(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
            const BatchStreamOptions& options, const DataState& start) {
   if (options.sequence_length < 1 || options.batch_sequences < 1 || options.prefetch < 1 ||
-      options.ranks < 1 || options.rank < 0 || options.rank >= options.ranks || start.epoch < 0 ||
+      options.data.count < 1 || options.data.index < 0 ||
+      options.data.index >= options.data.count || options.share.count < 1 ||
+      options.share.index < 0 || options.share.index >= options.share.count || start.epoch < 0 ||
       start.sample < 0) {
     throw std::invalid_argument("BatchStream: options or start out of range");
   }
@@ -32,12 +34,12 @@ void check(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
                     "lower the sequence length",
                     corpus_path, corpus.tokens(), options.sequence_length + 1));
   }
-  if (options.batch_sequences < options.ranks) {
+  if (options.batch_sequences < options.data.count) {
     throw InputError(
         fmt::format("a global batch of {} sequences cannot feed {} data-parallel ranks; raise the "
                     "batch's tokens, lower the "
                     "sequence length, or use fewer ranks",
-                    options.batch_sequences, options.ranks));
+                    options.batch_sequences, options.data.count));
   }
   if (vocabulary && vocabulary->tokenizer_fingerprint() != corpus.tokenizer_fingerprint()) {
     throw InputError(fmt::format(
@@ -52,16 +54,17 @@ void check(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
 class BatchMaker {
  public:
   BatchMaker(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-             const BatchStreamOptions& options, DataState start)
+             const BatchStreamOptions& options, DataState start, FgramPlanner* planner)
       : corpus_(corpus),
         vocabulary_(vocabulary),
+        planner_(planner),
         options_(options),
         // A window has at least one position whose target is inside the corpus.
         samples_((corpus.tokens() - 1 + options.sequence_length - 1) / options.sequence_length),
         next_(start),
         permutation_(options.seed, start.epoch, samples_),
-        first_slot_(options.batch_sequences * options.rank / options.ranks),
-        last_slot_(options.batch_sequences * (options.rank + 1) / options.ranks) {
+        first_slot_(options.batch_sequences * options.data.index / options.data.count),
+        last_slot_(options.batch_sequences * (options.data.index + 1) / options.data.count) {
     if (start.sample > samples_) {
       throw InputError(
           fmt::format("the data order's position is sample {} of epoch {}, but an epoch has {} "
@@ -92,6 +95,10 @@ class BatchMaker {
       if (++next_.sample == samples_) begin_epoch();
     }
     number_rows(batch);
+    if (planner_) {
+      cell_rows(batch);
+      batch.plan = planner_->plan(batch.fgrams, cell_, BatchCells::count);
+    }
     batch.state_after = next_;
     return batch;
   }
@@ -142,41 +149,65 @@ class BatchMaker {
     }
   }
 
-  static void number_rows(Batch& batch) {
-    batch.fgrams.reserve(batch.match.size());
+  void number_rows(Batch& batch) const {
+    std::vector<std::int64_t> all;
+    all.reserve(batch.match.size());
     for (const std::int64_t id : batch.match) {
-      if (id >= 0) batch.fgrams.push_back(id);
+      if (id >= 0) all.push_back(id);
     }
-    std::sort(batch.fgrams.begin(), batch.fgrams.end());
-    batch.fgrams.erase(std::unique(batch.fgrams.begin(), batch.fgrams.end()), batch.fgrams.end());
-    batch.fgrams.shrink_to_fit();
+    std::sort(all.begin(), all.end());
+    all.erase(std::unique(all.begin(), all.end()), all.end());
+    const Slice share = slice_of(static_cast<std::int64_t>(all.size()), options_.share);
+    batch.fgrams.assign(all.begin() + share.begin, all.begin() + share.begin + share.count);
     for (std::size_t i = 0; i < batch.match.size(); ++i) {
       if (batch.match[i] < 0) continue;
-      const auto row = std::lower_bound(batch.fgrams.begin(), batch.fgrams.end(), batch.match[i]);
-      batch.row_of_position[i] = static_cast<std::int32_t>(row - batch.fgrams.begin());
+      const auto at = std::lower_bound(all.begin(), all.end(), batch.match[i]) - all.begin();
+      const bool own = at >= share.begin && at < share.begin + share.count;
+      batch.row_of_position[i] = own ? static_cast<std::int32_t>(at - share.begin) : -2;
+    }
+  }
+
+  /// The cell of each row: by the first and the last microbatch that uses it.
+  void cell_rows(const Batch& batch) {
+    cell_.assign(batch.fgrams.size(), BatchCells::used_later | BatchCells::done_early);
+    const std::int64_t size =
+        options_.microbatch_sequences > 0 ? options_.microbatch_sequences : batch.sequences;
+    const std::int64_t last = (batch.sequences - 1) / size;
+    for (std::size_t i = 0; i < batch.row_of_position.size(); ++i) {
+      if (batch.row_of_position[i] < 0) continue;
+      const std::int64_t microbatch = static_cast<std::int64_t>(i) / batch.length / size;
+      std::uint8_t& cell = cell_[static_cast<std::size_t>(batch.row_of_position[i])];
+      if (microbatch == 0) cell &= static_cast<std::uint8_t>(~BatchCells::used_later);
+      if (microbatch == last) cell &= static_cast<std::uint8_t>(~BatchCells::done_early);
     }
   }
 
   const TokenCorpus& corpus_;
   const FgramVocabulary* vocabulary_;
+  FgramPlanner* planner_;
   const BatchStreamOptions options_;
   const std::int64_t samples_;
   DataState next_;
   SamplePermutation permutation_;
   const std::int64_t first_slot_, last_slot_;  // this rank's of the global batch
   std::vector<std::int32_t> window_;
+  std::vector<std::uint8_t> cell_;
 };
 
 }  // namespace
 
 struct BatchStream::State {
   State(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-        const BatchStreamOptions& options, DataState start)
-      : maker(corpus, vocabulary, options, start),
-        capacity(static_cast<std::size_t>(options.prefetch)),
+        const BatchStreamOptions& options, DataState start, FgramPlanner* batch_planner)
+      : maker(corpus, vocabulary, options, start, batch_planner),
+        planner(batch_planner),
+        allowed(options.prefetch),
         thread([this] { prepare(); }) {}
 
   ~State() {
+    // Other ranks wait for this one's part of the plans up to the number allowed, which is the same
+    // on all of them; unless a rank has failed and the job is about to end.
+    if (planner && std::uncaught_exceptions() > 0) planner->cancel();
     {
       const std::lock_guard lock(mutex);
       stopping = true;
@@ -188,10 +219,14 @@ struct BatchStream::State {
   void prepare() {
     try {
       for (;;) {
+        {
+          std::unique_lock lock(mutex);
+          changed.wait(lock, [this] { return stopping || made < allowed; });
+          if (stopping && (planner == nullptr || made == allowed)) return;
+          ++made;
+        }
         Batch batch = maker.make();
-        std::unique_lock lock(mutex);
-        changed.wait(lock, [this] { return stopping || ready.size() < capacity; });
-        if (stopping) return;
+        const std::lock_guard lock(mutex);
         ready.push_back(std::move(batch));
         changed.notify_all();
       }
@@ -203,9 +238,10 @@ struct BatchStream::State {
   }
 
   BatchMaker maker;  // used by the thread alone once it runs
-  const std::size_t capacity;
+  FgramPlanner* const planner;
   std::mutex mutex;
   std::condition_variable changed;
+  std::int64_t made = 0, allowed;  // batches begun, and those that next() has made room for
   std::deque<Batch> ready;
   std::exception_ptr error;
   bool stopping = false;
@@ -214,9 +250,10 @@ struct BatchStream::State {
 };
 
 BatchStream::BatchStream(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-                         const BatchStreamOptions& options, DataState start) {
+                         const BatchStreamOptions& options, DataState start,
+                         FgramPlanner* planner) {
   check(corpus, vocabulary, options, start);
-  state_ = std::make_unique<State>(corpus, vocabulary, options, start);
+  state_ = std::make_unique<State>(corpus, vocabulary, options, start, planner);
 }
 BatchStream::~BatchStream() = default;
 
@@ -229,6 +266,7 @@ Batch BatchStream::next() {
   if (state_->ready.empty()) std::rethrow_exception(state_->error);
   Batch batch = std::move(state_->ready.front());
   state_->ready.pop_front();
+  ++state_->allowed;
   state_->changed.notify_all();
   return batch;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
 #include "data/token_corpus.h"
 
@@ -17,7 +18,9 @@ namespace scone {
 struct BatchStreamOptions {
   std::int64_t sequence_length = 0;
   std::int64_t batch_sequences = 0;  // of the global batch
-  int rank = 0, ranks = 1;  // this rank takes a contiguous slice, sizes differ by at most 1
+  Part data;   // data-parallel part: a contiguous slice of the sequences, sizes differ by at most 1
+  Part share;  // tensor-parallel part: the ranks that read the same slice share its f-grams out
+  std::int64_t microbatch_sequences = 0;  // of a step's microbatches; 0: one
   std::uint64_t seed = 0;
   bool shuffle = true;
   bool attention_across_documents = false;
@@ -41,18 +44,32 @@ struct Batch {
   std::vector<std::int64_t>
       match;  // f-gram id of the longest match ending there; -1: none. A match
               // starts inside the sequence and inside the document, always.
-  std::vector<std::int64_t> fgrams;           // the distinct ids in match, ascending
-  std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: none
+  std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending
+  std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share of
+                                              // another rank
+  FgramPlan plan;  // where the stream was given a planner; its rows' cells: see below
   std::int64_t local_targets = 0;             // targets >= 0
   DataState state_after;                      // where the next batch begins
 };
 
+/// Cells of a batch's FgramPlan: which rows the first microbatch needs not yet, and which the last
+/// one needs no more, so that they can travel while it runs.
+struct BatchCells {
+  static constexpr int count = 4;
+  static constexpr int used_later = 1, done_early = 2;  // bits of a cell
+};
+
 class BatchStream {
  public:
-  /// vocabulary may be null: no matches. Both must outlive this. Throws InputError for a corpus
-  /// shorter than one sequence + 1 token, or fewer sequences in a batch than ranks.
+  /// vocabulary may be null: no matches. planner, if any, plans every batch's f-grams, on the
+  /// stream's thread, which then is collective over the planner's world: all ranks must make their
+  /// streams and call next() alike. All must outlive this. Throws InputError for a corpus shorter
+  /// than one sequence + 1 token, or fewer sequences in a batch than data-parallel ranks.
   BatchStream(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-              const BatchStreamOptions& options, DataState start = {});
+              const BatchStreamOptions& options, DataState start = {},
+              FgramPlanner* planner = nullptr);
+  /// With a planner: waits for the batches begun, which other ranks may need, unless an exception
+  /// is on its way.
   ~BatchStream();
   /// The next batch; waits where it is not ready. Errors of the preparing thread are rethrown here.
   Batch next();

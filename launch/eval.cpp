@@ -52,7 +52,7 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                 .microbatch_sequences = arguments.microbatch_sequences,
                 .tokens = parse_size(arguments.tokens),
                 .attention_across_documents = model.attention_across_documents},
-               context.world);
+               context.world, model.grids->main);
   const char* rows = !model.source ? "none" : model.kind == "bundle" ? "table" : "live";
   if (context.is_root() && !context.json)
     fmt::print(

@@ -56,44 +56,51 @@ std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config) {
   }
   std::vector<ParameterSpec> specs;
   if (fgram.position == PositionKind::learned) {
-    specs.push_back({"fgram.position_embedding",
-                     {fgram.context, fgram.width},
-                     -1,
-                     Grid::fgram,
-                     false,
-                     0.0,
-                     0.02});
+    specs.push_back({.name = "fgram.position_embedding",
+                     .shape = {fgram.context, fgram.width},
+                     .grid = Grid::fgram,
+                     .weight_decay = false,
+                     .init_std = 0.02,
+                     .sums_rows = true});
   }
   append_transformer_specs(fgram, "fgram.", Grid::fgram, specs);
   return specs;
+}
+
+TokenTable whole_token_table(const ParameterSet& main_parameters) {
+  const std::size_t index = main_parameters.find("main.token_embedding");
+  return {main_parameters.value(index), main_parameters.gradient(index)};
 }
 
 struct FgramModel::State {
   ModelConfig config;
   Backend& backend;
   bool training;
+  TensorParallel tp;
   Transformer transformer;
   std::vector<TransformerActivations> activations;  // one a chunk, or one in all
   TransformerScratch scratch;
-  Tensor token_embedding, d_token_embedding, position_embedding, d_position_embedding;
+  TokenTable table;
+  Tensor position_embedding, d_position_embedding;
   Tensor tokens, parents, depths;                                    // int32 [chunk nodes]
   std::vector<std::int32_t> host_tokens, host_parents, host_depths;  // likewise
   std::vector<std::int32_t> local;  // batch node -> place in the chunk
   std::vector<Chunk> chunks;
+  Tensor full;      // [chunk nodes, width] where rows are split
   Tensor d_output;  // [chunk nodes, width]
   std::int64_t computed = 0;
 
-  State(const ModelConfig& model, ParameterSet& parameters, ParameterSet& main_parameters,
-        Backend& device_backend, bool train)
+  State(const ModelConfig& model, ParameterSet& parameters, const TokenTable& token_table,
+        Backend& device_backend, bool train, const TensorParallel& tensor_parallel)
       : config(model),
         backend(device_backend),
         training(train),
-        transformer(model.fgram, "fgram.", parameters, device_backend) {
+        tp(tensor_parallel),
+        transformer(model.fgram, "fgram.", parameters, device_backend, tp,
+                    model.fgram_chunk_nodes),
+        table(token_table) {
     const Device device = backend.device();
     const std::int64_t capacity = config.fgram_chunk_nodes;
-    const std::size_t token_index = main_parameters.find("main.token_embedding");
-    token_embedding = main_parameters.value(token_index);
-    d_token_embedding = main_parameters.gradient(token_index);
     if (config.fgram.position == PositionKind::learned) {
       const std::size_t index = parameters.find("fgram.position_embedding");
       position_embedding = parameters.value(index);
@@ -106,8 +113,10 @@ struct FgramModel::State {
       host->resize(static_cast<std::size_t>(capacity));
     }
     activations_of(0);
+    if (tp.splits_rows())
+      full = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
     if (training) {
-      scratch = TransformerScratch(config.fgram, capacity, device);
+      scratch = TransformerScratch(transformer.shape(), tp.splits_rows(), device);
       d_output = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
     }
   }
@@ -117,7 +126,8 @@ struct FgramModel::State {
   TransformerActivations& activations_of(std::size_t chunk) {
     const std::size_t index = keeps_all() ? chunk : 0;
     while (activations.size() <= index) {
-      activations.emplace_back(config.fgram, config.fgram_chunk_nodes, training, backend.device());
+      activations.emplace_back(config.fgram, transformer.shape(), training, Recompute::none,
+                               backend.device());
     }
     return activations[index];
   }
@@ -132,11 +142,11 @@ struct FgramModel::State {
           parent < 0 ? depth == 0
                      : parent < i && depth == nodes.depth[static_cast<std::size_t>(parent)] + 1;
       if (!depth_fits || depth >= config.fgram.context || nodes.token[at] < 0 ||
-          nodes.token[at] >= config.vocabulary_size) {
+          nodes.token[at] >= table.values.dim(0)) {
         throw std::out_of_range(fmt::format(
-            "f-gram trie: node {} of token {}, parent {}, depth {}; vocabulary {}, longest f-gram "
-            "{}",
-            i, nodes.token[at], parent, depth, config.vocabulary_size, config.fgram.context));
+            "f-gram trie: node {} of token row {}, parent {}, depth {}; token rows {}, longest "
+            "f-gram {}",
+            i, nodes.token[at], parent, depth, table.values.dim(0), config.fgram.context));
       }
     }
     for (std::int64_t begin = 0; begin < nodes.size();) {
@@ -176,24 +186,48 @@ struct FgramModel::State {
   }
 
   TrieShape shape_of(const Chunk& chunk) const {
-    return {chunk.size(), config.fgram.heads, config.fgram.width / config.fgram.heads};
+    return {chunk.size(), transformer.shape().own_heads, config.fgram.width / config.fgram.heads};
   }
-  EmbeddingInput embedding_input() const { return {tokens, depths, {}, CombineKind::replace}; }
 
   void forward_chunk(const TrieNodes& nodes, std::size_t index) {
     const Chunk& chunk = chunks[index];
     TransformerActivations& own = activations_of(index);
     load(nodes, chunk);
-    backend.embed(embedding_input(), token_embedding, position_embedding, {}, own.input(),
-                  chunk.size());
+    // Every rank of the group has the whole table, so each embeds the nodes that it holds.
+    const Slice held = tp.own_rows(chunk.size());
+    backend.embed({tokens.rows(held.begin, held.count), depths.rows(held.begin, held.count), {},
+                   CombineKind::replace},
+                  table.values, position_embedding, {}, own.input(), held.count);
     transformer.forward(own, TrieAttention(shape_of(chunk), parents), depths, chunk.size());
+  }
+
+  /// Gradients of the embeddings from those of the chunk's input.
+  void backward_embedding(const Chunk& chunk) {
+    const Slice held = tp.own_rows(chunk.size());
+    if (tp.size() > 1 && !tp.splits_rows()) {
+      // All ranks hold all nodes: each adds the token gradients of its share of them.
+      const Slice share = slice_of(chunk.size(), tp.part());
+      const auto begin = host_tokens.begin(), end = begin + chunk.size();
+      std::fill(begin, begin + share.begin, -1);
+      std::fill(begin + share.begin + share.count, end, -1);
+      backend.upload(std::span<const std::int32_t>(begin, end), tokens);
+    }
+    backend.embed_backward({tokens.rows(held.begin, held.count),
+                            depths.rows(held.begin, held.count), {}, CombineKind::replace},
+                           scratch.d_stream, table.gradients, d_position_embedding, {},
+                           held.count);
   }
 };
 
 FgramModel::FgramModel(const ModelConfig& config, ParameterSet& parameters,
-                       ParameterSet& main_parameters, Backend& backend, bool training)
-    : state_(std::make_unique<State>(config, parameters, main_parameters, backend, training)) {}
+                       const TokenTable& tokens, Backend& backend, bool training,
+                       const TensorParallel& tp) {
+  validate_tensor_parallel(config.fgram, "model.fgram", tp.size(), "parallel.fgram.tp");
+  state_ = std::make_unique<State>(config, parameters, tokens, backend, training, tp);
+}
 FgramModel::~FgramModel() = default;
+
+void FgramModel::use_token_table(const TokenTable& tokens) { state_->table = tokens; }
 
 void FgramModel::forward(const TrieNodes& nodes, const Tensor& rows) {
   State& s = *state_;
@@ -202,12 +236,13 @@ void FgramModel::forward(const TrieNodes& nodes, const Tensor& rows) {
     const Chunk& chunk = s.chunks[i];
     s.forward_chunk(nodes, i);
     const std::int64_t own = chunk.end - chunk.begin;
-    s.backend.copy(s.activations_of(i).output.rows(chunk.repeats, own),
-                   rows.rows(chunk.begin, own));
+    const Tensor output = s.tp.gather(s.activations_of(i).output, s.full, chunk.size());
+    s.backend.copy(output.rows(chunk.repeats, own), rows.rows(chunk.begin, own));
   }
 }
 
-void FgramModel::backward(const TrieNodes& nodes, const Tensor& row_gradients) {
+void FgramModel::backward(const TrieNodes& nodes, const Tensor& row_gradients,
+                          const std::function<void(std::int64_t)>& gradients_final) {
   State& s = *state_;
   if (!s.training) throw std::logic_error("backward of an f-gram model made without training");
   if (nodes.size() != (s.chunks.empty() ? 0 : s.chunks.back().end)) {
@@ -223,17 +258,20 @@ void FgramModel::backward(const TrieNodes& nodes, const Tensor& row_gradients) {
     }
     s.backend.zero(s.d_output.rows(0, chunk.repeats));
     s.backend.copy(row_gradients.rows(chunk.begin, own), s.d_output.rows(chunk.repeats, own));
+    const Slice held = s.tp.own_rows(chunk.size());
     s.transformer.backward(s.activations_of(i), TrieAttention(s.shape_of(chunk), s.parents),
-                           s.depths, s.d_output, s.scratch, chunk.size());
-    s.backend.embed_backward(s.embedding_input(), s.scratch.d_stream, s.d_token_embedding,
-                             s.d_position_embedding, {}, chunk.size());
+                           s.depths, s.d_output.rows(held.begin, held.count), s.scratch,
+                           chunk.size(),
+                           i == 0 ? gradients_final : std::function<void(std::int64_t)>{});
+    s.backward_embedding(chunk);
   }
 }
 
 std::int64_t FgramModel::nodes_computed() const { return state_->computed; }
 
 std::size_t FgramModel::activation_bytes() const {
-  std::size_t bytes = state_->scratch.bytes + state_->d_output.bytes();
+  std::size_t bytes = state_->scratch.bytes + state_->d_output.bytes() + state_->full.bytes() +
+                      state_->transformer.buffer_bytes();
   for (const TransformerActivations& own : state_->activations) bytes += own.bytes;
   return bytes;
 }

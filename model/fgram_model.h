@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "model/model_config.h"
 #include "model/parameter.h"
 #include "model/tensor.h"
+#include "model/tensor_parallel.h"
 
 namespace scone {
 
@@ -16,11 +18,19 @@ class Backend;
 /// A forest of f-gram prefixes in depth-first preorder (parents before children, each subtree
 /// contiguous). Node i stands for the token sequence root..i. Roots are single tokens.
 struct TrieNodes {
-  std::span<const std::int32_t> token;   // last token of the node's sequence
+  std::span<const std::int32_t> token;   // last token of the node's sequence, by row of the table
   std::span<const std::int32_t> parent;  // node index, < own index; -1: root
   std::span<const std::int32_t> depth;   // 0 for roots, = position in the f-gram model
   std::int64_t size() const { return static_cast<std::int64_t>(token.size()); }
 };
+
+/// The token embeddings that nodes start from, and where their gradients are added: [rows, width]
+/// each. The main model's whole "main.token_embedding", or a copy of the rows that a batch needs.
+struct TokenTable {
+  Tensor values, gradients;
+};
+/// The token embedding of a main model that is not sharded.
+TokenTable whole_token_table(const ParameterSet& main_parameters);
 
 std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config);
 
@@ -30,19 +40,26 @@ std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config);
 /// again), which closes it under ancestors.
 class FgramModel {
  public:
-  /// parameters from fgram_parameter_specs; main_parameters hold the shared token embedding
-  /// "main.token_embedding", whose gradient backward adds to.
-  FgramModel(const ModelConfig& config, ParameterSet& parameters, ParameterSet& main_parameters,
-             Backend& backend, bool training);
+  /// parameters from fgram_parameter_specs, of this rank's part of tp. With tensor parallelism
+  /// forward and backward are collective over its group, whose ranks pass the same arguments; each
+  /// adds its share of the token table's gradients, so that each node's counts once in the group.
+  /// Throws InputError where the group cannot share the model.
+  FgramModel(const ModelConfig& config, ParameterSet& parameters, const TokenTable& tokens,
+             Backend& backend, bool training, const TensorParallel& tp = {});
   ~FgramModel();
+
+  /// Replaces the token table, for the next forward and its backward.
+  void use_token_table(const TokenTable& tokens);
 
   /// rows: [nodes, width], the final norm's output for every node.
   void forward(const TrieNodes& nodes, const Tensor& rows);
 
   /// Must follow forward of the same nodes. row_gradients: [nodes, width] (zero where a node is no
-  /// batch f-gram). Adds to the gradients of both parameter sets. With FgramRecompute::chunk all
-  /// chunks but the last run forward again.
-  void backward(const TrieNodes& nodes, const Tensor& row_gradients);
+  /// batch f-gram). Adds to the gradients of the parameters and of the token table. With
+  /// FgramRecompute::chunk all chunks but the last run forward again. gradients_final: as of
+  /// MainModel, for the f-gram model's parameters.
+  void backward(const TrieNodes& nodes, const Tensor& row_gradients,
+                const std::function<void(std::int64_t offset)>& gradients_final = {});
 
   /// Nodes that the last forward computed, repeated ancestors included (recomputation not counted).
   std::int64_t nodes_computed() const;

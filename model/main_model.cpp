@@ -73,19 +73,25 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config) {
   }
   const Shape table = {config.vocabulary_size, config.main.width};
   std::vector<ParameterSpec> specs;
-  specs.push_back({"main.token_embedding", table, -1, Grid::main, true, 0.0, 0.02});
+  const ParameterSpec of_tokens{.name = "main.token_embedding",
+                                .shape = table,
+                                .sharding = {.axis = 0},
+                                .grid = Grid::main,
+                                .weight_decay = true,
+                                .init_std = 0.02};
+  specs.push_back(of_tokens);
   if (config.main.position == PositionKind::learned) {
-    specs.push_back({"main.position_embedding",
-                     {config.main.context, config.main.width},
-                     -1,
-                     Grid::main,
-                     false,
-                     0.0,
-                     0.02});
+    specs.push_back({.name = "main.position_embedding",
+                     .shape = {config.main.context, config.main.width},
+                     .grid = Grid::main,
+                     .weight_decay = false,
+                     .init_std = 0.02});
   }
   append_transformer_specs(config.main, "main.", Grid::main, specs);
-  if (!config.tie_embeddings)
-    specs.push_back({"main.head", table, -1, Grid::main, true, 0.0, 0.02});
+  if (!config.tie_embeddings) {
+    specs.push_back(of_tokens);
+    specs.back().name = "main.head";
+  }
   return specs;
 }
 
@@ -97,29 +103,35 @@ struct MainModel::State {
   ModelConfig config;
   ParameterSet& parameters;
   Backend& backend;
-  std::int64_t max_positions;
-  bool training;
+  MainModelOptions options;
+  TensorParallel tp;
   Transformer transformer;
   TransformerActivations activations;
   TransformerScratch scratch;
   Tensor token_embedding, d_token_embedding, position_embedding, d_position_embedding;
   Tensor head, d_head;
+  std::int64_t first_token, own_tokens;             // of this rank's part of the vocabulary
   Tensor tokens, positions, rows, targets, starts;  // int32 [max_positions]
   Tensor losses;                                    // [max_positions]
-  Tensor logits;                                    // [kHeadTile, vocabulary]
-  Tensor d_output;                                  // [max_positions, width]
-  std::vector<std::int32_t> host_positions;
+  Tensor logits;                     // [kHeadTile, this rank's part of the vocabulary, padded]
+  Tensor statistics;                 // [tensor-parallel ranks, kHeadTile, 3] of the logits
+  Tensor full;                       // [max_positions, width] where rows are split
+  Tensor d_output, d_output_own;     // [max_positions, width], [own, width]: the same if not split
+  std::vector<std::int32_t> host_positions, host_tokens;
 
   State(const ModelConfig& model, ParameterSet& set, Backend& device_backend,
-        std::int64_t positions_capacity, bool train)
+        const MainModelOptions& model_options)
       : config(model),
         parameters(set),
         backend(device_backend),
-        max_positions(positions_capacity),
-        training(train),
-        transformer(model.main, "main.", set, device_backend),
-        activations(model.main, positions_capacity, train, device_backend.device()) {
+        options(model_options),
+        tp(model_options.tp),
+        transformer(model.main, "main.", set, device_backend, tp, options.max_positions,
+                    options.recompute),
+        activations(model.main, transformer.shape(), options.training, options.recompute,
+                    device_backend.device()) {
     const Device device = backend.device();
+    const std::int64_t max_positions = options.max_positions, width = config.main.width;
     const auto get = [&](const std::string& name, Tensor& value, Tensor& gradient) {
       const std::size_t index = parameters.find(name);
       value = parameters.value(index);
@@ -130,17 +142,26 @@ struct MainModel::State {
       get("main.position_embedding", position_embedding, d_position_embedding);
     }
     get(config.tie_embeddings ? "main.token_embedding" : "main.head", head, d_head);
+    const Slice own = slice_of(config.vocabulary_size, tp.part());
+    first_token = own.begin;
+    own_tokens = own.count;
     for (Tensor* integers : {&tokens, &positions, &rows, &targets, &starts}) {
       *integers = Tensor::zeros({max_positions}, DType::int32, device);
     }
     losses = Tensor::zeros({max_positions}, DType::fp32, device);
-    logits = Tensor::zeros({std::min(kHeadTile, max_positions), config.vocabulary_size},
-                           DType::fp32, device);
-    if (training) {
-      scratch = TransformerScratch(config.main, max_positions, device);
-      d_output = Tensor::zeros({max_positions, config.main.width}, DType::fp32, device);
+    const std::int64_t tile = std::min(kHeadTile, max_positions);
+    logits = Tensor::zeros({tile, head.dim(0)}, DType::fp32, device);
+    if (tp.size() > 1) statistics = Tensor::zeros({tp.size(), tile, 3}, DType::fp32, device);
+    if (tp.splits_rows()) full = Tensor::zeros({max_positions, width}, DType::fp32, device);
+    if (options.training) {
+      scratch = TransformerScratch(transformer.shape(), tp.splits_rows(), device);
+      d_output = Tensor::zeros({max_positions, width}, DType::fp32, device);
+      d_output_own = tp.splits_rows() ? Tensor::zeros({tp.own_capacity(max_positions), width},
+                                                      DType::fp32, device)
+                                      : d_output;
     }
     host_positions.resize(static_cast<std::size_t>(max_positions));
+    host_tokens.resize(static_cast<std::size_t>(max_positions));
   }
 
   EmbeddingInput embedding_input(bool has_rows) const {
@@ -149,59 +170,93 @@ struct MainModel::State {
 
   void load(const MicroBatch& batch, const Tensor& row_table) {
     const std::int64_t count = batch.positions();
-    if (batch.length > config.main.context || count > max_positions) {
+    if (batch.length > config.main.context || count > options.max_positions) {
       throw std::out_of_range(fmt::format(
           "microbatch of {} x {} positions; the model takes sequences of {} and {} positions",
-          batch.sequences, batch.length, config.main.context, max_positions));
+          batch.sequences, batch.length, config.main.context, options.max_positions));
     }
     const std::int64_t table_rows = row_table.empty() ? 0 : row_table.dim(0);
     check_range(batch.tokens, 0, config.vocabulary_size, "token id");
     check_range(batch.targets, -1, config.vocabulary_size, "target");
-    check_range(batch.row_of_position, -1, table_rows, "f-gram row");
+    check_range(batch.row_of_position, tp.size() > 1 ? kRowElsewhere : -1, table_rows,
+                "f-gram row");
     for (std::int64_t i = 0; i < count; ++i) {
       const auto at = static_cast<std::size_t>(i);
       host_positions[at] = static_cast<std::int32_t>(i % batch.length);
+      host_tokens[at] = own_token(batch.tokens[at]);
       if (batch.attention_start[at] < 0 || batch.attention_start[at] > host_positions[at]) {
         throw std::out_of_range(fmt::format("attention start {} of position {}",
                                             batch.attention_start[at], host_positions[at]));
       }
     }
-    backend.upload(batch.tokens, tokens);
+    const auto size = static_cast<std::size_t>(count);
+    backend.upload(std::span<const std::int32_t>(host_tokens).first(size), tokens);
     backend.upload(batch.targets, targets);
     backend.upload(batch.attention_start, starts);
     backend.upload(batch.row_of_position, rows);
-    backend.upload(std::span(host_positions).first(static_cast<std::size_t>(count)), positions);
+    backend.upload(std::span<const std::int32_t>(host_positions).first(size), positions);
+  }
+
+  /// Row of this rank's part of the token embedding, or -1.
+  std::int32_t own_token(std::int32_t token) const {
+    const std::int64_t row = token - first_token;
+    return row >= 0 && row < own_tokens ? static_cast<std::int32_t>(row) : -1;
   }
 
   CausalShape shape_of(const MicroBatch& batch) const {
-    return {batch.sequences, batch.length, config.main.heads,
+    return {batch.sequences, batch.length, transformer.shape().own_heads,
             config.main.width / config.main.heads};
+  }
+
+  /// The input embeddings, each summed over the ranks that hold its parts.
+  void embed(bool has_rows, const Tensor& row_table, std::int64_t count) {
+    const Tensor& out = tp.splits_rows() ? full : activations.input();
+    backend.embed(embedding_input(has_rows), token_embedding,
+                  tp.rank() == 0 ? position_embedding : Tensor{}, row_table, out, count);
+    tp.reduce(out, activations.input(), count);
+  }
+
+  void cross_entropy(std::int64_t begin, std::int64_t tile, bool with_gradient, float scale) {
+    const Tensor target = targets.rows(begin, tile), loss = losses.rows(begin, tile);
+    if (tp.size() == 1) {
+      backend.cross_entropy(logits, target, loss, with_gradient, scale, tile);
+      return;
+    }
+    const Tensor all = statistics.view({tp.size(), tile, 3});
+    backend.cross_entropy_part(logits, target, first_token, own_tokens,
+                               all.rows(tp.rank(), 1).view({tile, 3}), tile);
+    tp.group()->all_gather(all.span<float>(),
+                           std::vector<std::int64_t>(static_cast<std::size_t>(tp.size()), tile * 3));
+    backend.cross_entropy_join(logits, target, first_token, own_tokens, all, tp.size(), loss,
+                               with_gradient, scale, tile);
   }
 
   /// Body and head up to the losses; with_gradient: also d_output and the head's gradient.
   double run(const MicroBatch& batch, const Tensor& row_table, bool with_gradient, float scale) {
     load(batch, row_table);
     const std::int64_t count = batch.positions();
-    backend.embed(embedding_input(!batch.row_of_position.empty()), token_embedding,
-                  position_embedding, row_table, activations.input(), count);
+    embed(!batch.row_of_position.empty(), row_table, count);
     transformer.forward(activations, CausalAttention(shape_of(batch), starts), positions, count);
+    const Tensor output = tp.gather(activations.output, full, count);
     for (std::int64_t begin = 0; begin < count; begin += kHeadTile) {
       const std::int64_t tile = std::min(kHeadTile, count - begin);
-      const Tensor x = activations.output.rows(begin, tile);
+      const Tensor x = output.rows(begin, tile);
       backend.linear(x, head, {}, {}, logits, tile);
-      backend.cross_entropy(logits, targets.rows(begin, tile), losses.rows(begin, tile),
-                            with_gradient, scale, tile);
+      cross_entropy(begin, tile, with_gradient, scale);
       if (!with_gradient) continue;
       backend.linear_backward_input(logits, head, d_output.rows(begin, tile), false, tile);
       backend.linear_backward_weight(logits, x, d_head, {}, tile);
     }
+    if (with_gradient) tp.reduce(d_output, d_output_own, count);
     return backend.sum(losses.rows(0, count));
   }
 };
 
 MainModel::MainModel(const ModelConfig& config, ParameterSet& parameters, Backend& backend,
-                     std::int64_t max_positions, bool training)
-    : state_(std::make_unique<State>(config, parameters, backend, max_positions, training)) {}
+                     const MainModelOptions& options) {
+  validate_tensor_parallel(config.main, "model.main", options.tp.size(), "parallel.main.tp");
+  state_ = std::make_unique<State>(config, parameters, backend, options);
+}
 MainModel::~MainModel() = default;
 
 double MainModel::forward(const MicroBatch& batch, const Tensor& rows, std::span<float> losses) {
@@ -211,15 +266,20 @@ double MainModel::forward(const MicroBatch& batch, const Tensor& rows, std::span
 }
 
 double MainModel::forward_backward(const MicroBatch& batch, const Tensor& rows,
-                                   const Tensor& row_gradients, float loss_scale) {
+                                   const Tensor& row_gradients, float loss_scale,
+                                   const std::function<void(std::int64_t)>& gradients_final) {
   State& s = *state_;
-  if (!s.training) throw std::logic_error("forward_backward of a model made without training");
+  if (!s.options.training) {
+    throw std::logic_error("forward_backward of a model made without training");
+  }
   const double total = s.run(batch, rows, true, loss_scale);
   const std::int64_t count = batch.positions();
   s.transformer.backward(s.activations, CausalAttention(s.shape_of(batch), s.starts), s.positions,
-                         s.d_output, s.scratch, count);
-  s.backend.embed_backward(s.embedding_input(!batch.row_of_position.empty()), s.scratch.d_stream,
-                           s.d_token_embedding, s.d_position_embedding, row_gradients, count);
+                         s.d_output_own, s.scratch, count, gradients_final);
+  s.backend.embed_backward(s.embedding_input(!batch.row_of_position.empty()),
+                           s.tp.gather(s.scratch.d_stream, s.full, count), s.d_token_embedding,
+                           s.d_position_embedding, row_gradients, count);
+  if (gradients_final) gradients_final(s.parameters.offset(1));
   return total;
 }
 
@@ -227,6 +287,7 @@ void MainModel::decode(std::span<const std::int32_t> tokens,
                        std::span<const std::int32_t> row_of_position, const Tensor& rows,
                        KeyValueCache& cache, std::span<float> logits) {
   State& s = *state_;
+  if (s.tp.size() > 1) throw std::logic_error("decoding with tensor parallelism");
   const auto total = static_cast<std::int64_t>(tokens.size());
   if (total == 0 || cache.length_ + total > s.config.main.context) {
     throw std::out_of_range(fmt::format("decoding {} tokens after {}: the context is {}", total,
@@ -234,8 +295,8 @@ void MainModel::decode(std::span<const std::int32_t> tokens,
   }
   check_range(tokens, 0, s.config.vocabulary_size, "token id");
   check_range(row_of_position, -1, rows.empty() ? 0 : rows.dim(0), "f-gram row");
-  for (std::int64_t begin = 0; begin < total; begin += s.max_positions) {
-    const std::int64_t count = std::min(s.max_positions, total - begin);
+  for (std::int64_t begin = 0; begin < total; begin += s.options.max_positions) {
+    const std::int64_t count = std::min(s.options.max_positions, total - begin);
     const auto first = static_cast<std::size_t>(begin), size = static_cast<std::size_t>(count);
     const auto past = static_cast<std::int32_t>(cache.length_);
     std::iota(s.host_positions.begin(), s.host_positions.begin() + count, past);
@@ -258,7 +319,9 @@ void MainModel::decode(std::span<const std::int32_t> tokens,
 
 std::size_t MainModel::activation_bytes() const {
   const State& s = *state_;
-  return s.activations.bytes + s.scratch.bytes + s.logits.bytes() + s.d_output.bytes();
+  return s.activations.bytes + s.scratch.bytes + s.logits.bytes() + s.statistics.bytes() +
+         s.full.bytes() + s.transformer.buffer_bytes() + s.d_output.bytes() +
+         (s.tp.splits_rows() ? s.d_output_own.bytes() : 0);
 }
 
 }  // namespace scone

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "model/model_config.h"
 #include "model/parameter.h"
 #include "model/tensor.h"
+#include "model/tensor_parallel.h"
 
 namespace scone {
 
@@ -22,7 +24,8 @@ struct MicroBatch {
   std::span<const std::int32_t>
       attention_start;  // first position of the own sequence this one attends to
   std::span<const std::int32_t>
-      row_of_position;  // index into the rows of the embedding source; -1: none
+      row_of_position;  // index into the rows of the embedding source; -1: none; kRowElsewhere:
+                        // among the rows of another rank of the tensor-parallel group
   std::int64_t positions() const { return sequences * length; }
 };
 
@@ -39,6 +42,13 @@ class KeyValueCache {
   std::int64_t length_ = 0;
 };
 
+struct MainModelOptions {
+  std::int64_t max_positions = 0;  // of a microbatch
+  bool training = false;           // false leaves out what only backward needs
+  TensorParallel tp = {};
+  Recompute recompute = Recompute::none;
+};
+
 /// Parameter specs of the main model, token embedding "main.token_embedding" [vocabulary, width]
 /// first; the head "main.head" [vocabulary, width] only when untied.
 std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config);
@@ -48,11 +58,12 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config);
 /// CombineKind::add), the token's embedding elsewhere.
 class MainModel {
  public:
-  /// parameters: made from main_parameter_specs(config); must outlive this. Allocates all
-  /// activations for microbatches of up to max_positions. training = false leaves out what only
-  /// backward needs.
+  /// parameters: made from main_parameter_specs(config), of this rank's part of options.tp; must
+  /// outlive this. Allocates all activations. With tensor parallelism forward and forward_backward
+  /// are collective over its group, whose ranks pass the same microbatch; rows may be shared out
+  /// among them. Throws InputError where the group cannot share the model.
   MainModel(const ModelConfig& config, ParameterSet& parameters, Backend& backend,
-            std::int64_t max_positions, bool training);
+            const MainModelOptions& options);
   ~MainModel();
 
   /// Sum (not mean) of -log p(target) over positions with a target. losses, if not empty: one entry
@@ -60,13 +71,16 @@ class MainModel {
   double forward(const MicroBatch& batch, const Tensor& rows, std::span<float> losses = {});
 
   /// forward, then backward of loss_scale * (sum of losses): adds to the parameters' gradients, and
-  /// to row_gradients (shape of rows). Returns the unscaled sum.
+  /// to row_gradients (shape of rows). Returns the unscaled sum. gradients_final(offset), if any:
+  /// called during the backward pass when the gradients from `offset` on in the parameters' flat
+  /// buffer are complete for this microbatch; never for the token embedding, the first.
   double forward_backward(const MicroBatch& batch, const Tensor& rows, const Tensor& row_gradients,
-                          float loss_scale);
+                          float loss_scale,
+                          const std::function<void(std::int64_t offset)>& gradients_final = {});
 
   /// Appends `tokens` to the cached sequence and writes the logits of the last one to logits
   /// [vocabulary]. row_of_position: as in MicroBatch, one a token. Throws std::out_of_range beyond
-  /// the context.
+  /// the context, std::logic_error with tensor parallelism.
   void decode(std::span<const std::int32_t> tokens, std::span<const std::int32_t> row_of_position,
               const Tensor& rows, KeyValueCache& cache, std::span<float> logits);
 

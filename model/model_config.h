@@ -10,6 +10,9 @@ enum class PositionKind { learned, rope };
 enum class ActivationKind { gelu, swiglu };
 enum class CombineKind { replace, add };
 enum class FgramRecompute { none, chunk };
+/// What the main model's backward pass computes again instead of keeping: nothing; norm, q, k, v
+/// and attention of each block; or each block from its input.
+enum class Recompute { none, attention, block };
 
 /// Largest sizes that configurations may give: beyond any model, and small enough that no product
 /// of them overflows.

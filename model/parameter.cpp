@@ -70,19 +70,24 @@ std::int64_t padded(std::int64_t elements) {
 
 }  // namespace
 
-ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients)
-    : specs_(std::move(specs)) {
+ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients,
+                           const Part& part)
+    : specs_(std::move(specs)), part_(part) {
   std::int64_t total = 0;
-  for (const ParameterSpec& spec : specs_) total += padded(elements_of(spec.shape));
+  std::vector<Shape> shapes;
+  for (const ParameterSpec& spec : specs_) {
+    shapes.push_back(shard_shape(spec.shape, spec.sharding, part.count));
+    offsets_.push_back(total);
+    total += padded(elements_of(shapes.back()));
+  }
   flat_values_ = Tensor::zeros({total}, DType::fp32, device);
   if (with_gradients) flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
-  std::int64_t offset = 0;
-  for (const ParameterSpec& spec : specs_) {
-    const std::int64_t elements = elements_of(spec.shape);
-    values_.push_back(flat_values_.rows(offset, elements).view(spec.shape));
-    gradients_.push_back(with_gradients ? flat_gradients_.rows(offset, elements).view(spec.shape)
-                                        : Tensor());
-    offset += padded(elements);
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const auto view = [&](const Tensor& flat) {
+      return flat.rows(offsets_[i], elements_of(shapes[i])).view(shapes[i]);
+    };
+    values_.push_back(view(flat_values_));
+    gradients_.push_back(with_gradients ? view(flat_gradients_) : Tensor());
   }
 }
 
@@ -95,15 +100,21 @@ std::size_t ParameterSet::find(const std::string& name) const {
 
 void ParameterSet::initialise(std::uint64_t seed) {
   for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const ParameterSpec& spec = specs_[i];
     const std::span<float> values = values_[i].span<float>();
-    const auto mean = static_cast<float>(specs_[i].init_mean);
-    const auto deviation = static_cast<float>(specs_[i].init_std);
-    if (deviation == 0.0F) {
-      std::fill(values.begin(), values.end(), mean);
-      continue;
-    }
-    counter_normal(seed, specs_[i].name, 0, values);
-    for (float& value : values) value = mean + deviation * value;
+    const auto mean = static_cast<float>(spec.init_mean);
+    const auto deviation = static_cast<float>(spec.init_std);
+    for_each_run(spec.shape, spec.sharding, part_,
+                 [&](std::int64_t global, std::int64_t local, std::int64_t count) {
+                   const auto run = values.subspan(static_cast<std::size_t>(local),
+                                                   static_cast<std::size_t>(count));
+                   if (deviation == 0.0F) {
+                     std::fill(run.begin(), run.end(), mean);
+                     return;
+                   }
+                   counter_normal(seed, spec.name, global, run);
+                   for (float& value : run) value = mean + deviation * value;
+                 });
   }
 }
 
@@ -112,6 +123,35 @@ void ParameterSet::zero_gradients() {
   const auto count = static_cast<std::int64_t>(gradients.size());
 #pragma omp parallel for simd schedule(static)
   for (std::int64_t i = 0; i < count; ++i) gradients[static_cast<std::size_t>(i)] = 0.0F;
+}
+
+Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicator& group) {
+  Tensor global = Tensor::zeros(spec.shape);
+  const std::span<float> target = global.span<float>();
+  const std::int64_t extent = shard.elements();
+  const bool whole = spec.replicated() || group.size() == 1;
+  Tensor all = whole ? shard : Tensor::zeros({group.size(), extent});
+  if (!whole) {
+    const Tensor own = all.rows(group.rank(), 1);
+    std::memcpy(own.raw(), shard.raw(), shard.bytes());
+    group.all_gather(all.span<float>(),
+                     std::vector<std::int64_t>(static_cast<std::size_t>(group.size()), extent));
+  }
+  const int parts = whole ? 1 : group.size();
+  const float* shards = all.data<float>();
+  for (int part = 0; part < parts; ++part)
+    for_each_run(spec.shape, whole ? Sharding{} : spec.sharding, {part, parts},
+                 [&](std::int64_t to, std::int64_t from, std::int64_t count) {
+                   std::copy_n(shards + part * extent + from, count, target.begin() + to);
+                 });
+  return global;
+}
+
+std::int64_t global_elements(const ParameterSet& parameters) {
+  std::int64_t count = 0;
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    count += elements_of(parameters.spec(i).shape);
+  return count;
 }
 
 void counter_normal(std::uint64_t seed, const std::string& stream, std::int64_t first_index,

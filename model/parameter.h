@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "model/tensor.h"
+#include "parallel/communicator.h"
+#include "parallel/sharding.h"
 
 namespace scone {
 
@@ -16,25 +18,36 @@ enum class Grid { main, fgram };
 struct ParameterSpec {
   std::string name;       // "main.blocks.0.attention.qkv.weight"
   Shape shape;            // global shape; linear weights are [out, in]
-  int sharded_axis = -1;  // axis split over the grid's tensor-parallel group; -1: replicated
+  Sharding sharding = {};  // over the grid's tensor-parallel group
   Grid grid = Grid::main;
   bool weight_decay = true;  // matrices yes; biases, norms and position embeddings no
   double init_mean = 0;      // initial values are normal(init_mean, init_std), counter-based
   double init_std = 0;       // by (seed, name, global index)
+  // Replicated, and its gradient is a sum over the rows that a rank holds: of all rows, or with
+  // sequence parallelism of a part of them, so that the ranks' gradients must then be added.
+  bool sums_rows = false;
+
+  bool replicated() const { return sharding.axis < 0; }
 };
 
-/// Parameters of one model: values and fp32 gradients, each in one flat buffer in the order of the
-/// specs.
+/// One rank's shard of the parameters of one model: values and fp32 gradients, each in one flat
+/// buffer in the order of the specs. The layout is the same on every rank of the tensor-parallel
+/// group; padding is zero and stays so.
 class ParameterSet {
  public:
   ParameterSet() = default;
   /// with_gradients = false: for inference; gradient(i) and flat_gradients() are empty tensors.
-  ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients = true);
+  /// part: this rank's place in the tensor-parallel group.
+  ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients = true,
+               const Part& part = {});
 
   std::size_t size() const { return specs_.size(); }
   std::int64_t elements() const { return flat_values_.elements(); }
   const ParameterSpec& spec(std::size_t i) const { return specs_.at(i); }
-  const Tensor& value(std::size_t i) const { return values_.at(i); }
+  const Part& part() const { return part_; }
+  /// Where parameter i begins in the flat buffers.
+  std::int64_t offset(std::size_t i) const { return offsets_.at(i); }
+  const Tensor& value(std::size_t i) const { return values_.at(i); }  // of the shard's shape
   const Tensor& gradient(std::size_t i) const { return gradients_.at(i); }
   /// Index of the parameter of that name; throws std::out_of_range.
   std::size_t find(const std::string& name) const;
@@ -46,9 +59,18 @@ class ParameterSet {
 
  private:
   std::vector<ParameterSpec> specs_;
+  Part part_;
+  std::vector<std::int64_t> offsets_;
   std::vector<Tensor> values_, gradients_;
   Tensor flat_values_, flat_gradients_;
 };
+
+/// The global tensor [spec.shape], on every rank of the tensor-parallel `group` (collective), from
+/// each rank's shard (a value, a gradient, a moment).
+Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicator& group);
+
+/// Parameters in all, over the ranks of a tensor-parallel group.
+std::int64_t global_elements(const ParameterSet& parameters);
 
 /// Standard normal numbers by (seed, stream name, index), from Philox4x32-10: the same whatever the
 /// order or the grid. out[i] is number first_index + i of the stream.

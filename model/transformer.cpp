@@ -49,86 +49,130 @@ void validate(const TransformerConfig& config, const std::string& model) {
   }
 }
 
+void validate_tensor_parallel(const TransformerConfig& config, const std::string& model,
+                              int tensor_parallel, const std::string& tp_key) {
+  const auto require = [&](const char* key, std::int64_t extent) {
+    if (extent % tensor_parallel == 0) return;
+    std::int64_t below = tensor_parallel, above = tensor_parallel;
+    while (extent % below != 0) --below;
+    while (above < extent && extent % above != 0) ++above;
+    throw InputError(fmt::format(
+        "{}: {} does not divide {}.{} {}; the nearest valid values are {}", tp_key, tensor_parallel,
+        model, key, extent,
+        above > extent ? fmt::format("{}", below) : fmt::format("{} and {}", below, above)));
+  };
+  require("heads", config.heads);
+  require("ffw", config.ffw);
+}
+
 void append_transformer_specs(const TransformerConfig& config, const std::string& prefix, Grid grid,
                               std::vector<ParameterSpec>& specs) {
   const std::int64_t width = config.width;
   const double residual_deviation =
       kInitDeviation /
       std::sqrt(2.0 * static_cast<double>(std::max<std::int64_t>(1, config.layers)));
-  const auto add = [&](const std::string& name, Shape shape, bool decay, double mean,
-                       double deviation) {
-    specs.push_back({prefix + name, std::move(shape), -1, grid, decay, mean, deviation});
+  constexpr Sharding by_column{.axis = 0}, by_row{.axis = 1}, by_head{.axis = 0, .sections = 3};
+  const auto add = [&](const std::string& name, Shape shape, const Sharding& sharding, bool decay,
+                       double mean, double deviation) -> ParameterSpec& {
+    return specs.emplace_back(ParameterSpec{.name = prefix + name,
+                                            .shape = std::move(shape),
+                                            .sharding = sharding,
+                                            .grid = grid,
+                                            .weight_decay = decay,
+                                            .init_mean = mean,
+                                            .init_std = deviation});
   };
   const auto add_norm = [&](const std::string& name) {
-    add(name + ".gain", {width}, false, 1.0, 0.0);
+    add(name + ".gain", {width}, {}, false, 1.0, 0.0).sums_rows = true;
     if (config.norm == NormKind::layernorm && config.bias) {
-      add(name + ".bias", {width}, false, 0.0, 0.0);
+      add(name + ".bias", {width}, {}, false, 0.0, 0.0).sums_rows = true;
     }
   };
   const auto add_linear = [&](const std::string& name, std::int64_t out, std::int64_t in,
-                              double deviation) {
-    add(name + ".weight", {out, in}, true, 0.0, deviation);
-    if (config.bias) add(name + ".bias", {out}, false, 0.0, 0.0);
+                              const Sharding& sharding, double deviation) {
+    add(name + ".weight", {out, in}, sharding, true, 0.0, deviation);
+    const bool cut = sharding.axis == 0;
+    if (config.bias) add(name + ".bias", {out}, cut ? sharding : Sharding{}, false, 0.0, 0.0);
   };
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string block = fmt::format("blocks.{}.", layer);
     add_norm(block + "attention_norm");
-    add_linear(block + "attention.qkv", 3 * width, width, kInitDeviation);
-    add_linear(block + "attention.out", width, width, residual_deviation);
+    add_linear(block + "attention.qkv", 3 * width, width, by_head, kInitDeviation);
+    add_linear(block + "attention.out", width, width, by_row, residual_deviation);
     add_norm(block + "ffw_norm");
     if (config.activation == ActivationKind::swiglu) {
-      add_linear(block + "ffw.gate", config.ffw, width, kInitDeviation);
+      add_linear(block + "ffw.gate", config.ffw, width, by_column, kInitDeviation);
     }
-    add_linear(block + "ffw.up", config.ffw, width, kInitDeviation);
-    add_linear(block + "ffw.down", width, config.ffw, residual_deviation);
+    add_linear(block + "ffw.up", config.ffw, width, by_column, kInitDeviation);
+    add_linear(block + "ffw.down", width, config.ffw, by_row, residual_deviation);
   }
   add_norm("final_norm");
 }
 
+TransformerShape::TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
+                                   std::int64_t most_rows)
+    : rows(most_rows),
+      own_rows(tp.own_capacity(most_rows)),
+      width(config.width),
+      own_width(config.width / tp.size()),
+      own_heads(config.heads / tp.size()),
+      own_ffw(config.ffw / tp.size()),
+      gated(config.activation == ActivationKind::swiglu) {}
+
 TransformerActivations::TransformerActivations(const TransformerConfig& config,
-                                               std::int64_t row_capacity, bool training,
-                                               Device device)
-    : rows(row_capacity) {
+                                               const TransformerShape& shape, bool training,
+                                               Recompute recompute, Device device) {
   Allocator make(device, bytes);
-  const std::int64_t width = config.width;
   blocks.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = blocks[i];
-    if (i > 0 && !training) {
+    const bool keeps = i == 0 || training;
+    if (!keeps) {
       block = blocks[0];
       continue;
     }
-    block.input = make({rows, width});
-    block.attention_norm = make({rows, width});
-    block.attention_statistics = make({rows, 2});
-    block.qkv = make({rows, 3 * width});
-    block.attended = make({rows, width});
-    block.log_sum_exp = make({rows, config.heads});
-    block.middle = training ? make({rows, width}) : block.input;
-    block.ffw_norm = make({rows, width});
-    block.ffw_statistics = make({rows, 2});
-    block.up = make({rows, config.ffw});
-    if (config.activation == ActivationKind::swiglu) block.gate = make({rows, config.ffw});
-    block.inner = make({rows, config.ffw});
+    if (i > 0) block = blocks[0];  // what is not replaced below is shared
+    block.input = make({shape.own_rows, shape.width});
+    if (i == 0 || recompute == Recompute::none) {
+      block.attention_norm = make({shape.own_rows, shape.width});
+      block.attention_statistics = make({shape.own_rows, 2});
+      block.qkv = make({shape.rows, 3 * shape.own_width});
+      block.attended = make({shape.rows, shape.own_width});
+      block.log_sum_exp = make({shape.rows, shape.own_heads});
+    }
+    if (i > 0 && recompute == Recompute::block) continue;
+    block.middle = training ? make({shape.own_rows, shape.width}) : block.input;
+    block.ffw_norm = make({shape.own_rows, shape.width});
+    block.ffw_statistics = make({shape.own_rows, 2});
+    block.up = make({shape.rows, shape.own_ffw});
+    if (shape.gated) block.gate = make({shape.rows, shape.own_ffw});
+    block.inner = make({shape.rows, shape.own_ffw});
   }
-  output_input = training || blocks.empty() ? make({rows, width}) : blocks.back().middle;
-  output_statistics = make({rows, 2});
-  output = make({rows, width});
+  output_input =
+      training || blocks.empty() ? make({shape.own_rows, shape.width}) : blocks.back().middle;
+  output_statistics = make({shape.own_rows, 2});
+  output = make({shape.own_rows, shape.width});
 }
 
-TransformerScratch::TransformerScratch(const TransformerConfig& config, std::int64_t rows,
+TransformerScratch::TransformerScratch(const TransformerShape& shape, bool splits_rows,
                                        Device device) {
   Allocator make(device, bytes);
-  d_stream = make({rows, config.width});
-  d_norm = make({rows, config.width});
-  d_qkv = make({rows, 3 * config.width});
-  d_inner = make({rows, config.ffw});
-  if (config.activation == ActivationKind::swiglu) d_gate = make({rows, config.ffw});
+  d_stream = make({shape.own_rows, shape.width});
+  d_norm = make({shape.rows, shape.width});
+  d_norm_own = splits_rows ? make({shape.own_rows, shape.width}) : d_norm;
+  d_qkv = make({shape.rows, 3 * shape.own_width});
+  d_inner = make({shape.rows, shape.own_ffw});
+  if (shape.gated) d_gate = make({shape.rows, shape.own_ffw});
 }
 
 Transformer::Transformer(const TransformerConfig& config, const std::string& prefix,
-                         ParameterSet& parameters, Backend& backend)
-    : config_(config), backend_(backend) {
+                         ParameterSet& parameters, Backend& backend, const TensorParallel& tp,
+                         std::int64_t most_rows, Recompute recompute)
+    : config_(config),
+      backend_(backend),
+      tp_(tp),
+      shape_(config, tp, most_rows),
+      recompute_(recompute) {
   const auto get = [&](const std::string& name) {
     const std::size_t index = parameters.find(prefix + name);
     return Parameter{parameters.value(index), parameters.gradient(index)};
@@ -143,6 +187,7 @@ Transformer::Transformer(const TransformerConfig& config, const std::string& pre
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string name = fmt::format("blocks.{}.", layer);
     BlockParameters block;
+    block.offset = parameters.offset(parameters.find(prefix + name + "attention_norm.gain"));
     block.attention_norm = get_norm(name + "attention_norm");
     block.qkv = get_linear(name + "attention.qkv");
     block.out = get_linear(name + "attention.out");
@@ -153,23 +198,49 @@ Transformer::Transformer(const TransformerConfig& config, const std::string& pre
     blocks_.push_back(std::move(block));
   }
   final_norm_ = get_norm("final_norm");
+  if (tp_.splits_rows())
+    full_ = Tensor::zeros({shape_.rows, shape_.width}, DType::fp32, backend.device());
 }
 
 void Transformer::norm(const Norm& parameters, const Tensor& x, const Tensor& y,
                        const Tensor& statistics, std::int64_t rows) const {
-  backend_.norm(config_.norm, x, parameters.gain.value, parameters.bias.value, y, statistics, rows);
+  backend_.norm(config_.norm, x, parameters.gain.value, parameters.bias.value, y, statistics,
+                tp_.own_rows(rows).count);
 }
 
-void Transformer::linear(const Linear& parameters, const Tensor& x, const Tensor& residual,
-                         const Tensor& y, std::int64_t rows) const {
-  backend_.linear(x, parameters.weight.value, parameters.bias.value, residual, y, rows);
+void Transformer::column_linear(const Linear& parameters, const Tensor& x, const Tensor& y,
+                                std::int64_t rows) const {
+  backend_.linear(x, parameters.weight.value, parameters.bias.value, {}, y, rows);
+}
+
+void Transformer::row_linear(const Linear& parameters, const Tensor& x, const Tensor& residual,
+                             const Tensor& y, std::int64_t rows) const {
+  const Tensor& weight = parameters.weight.value;
+  const Tensor& bias = parameters.bias.value;
+  if (!tp_.splits_rows()) {  // one rank of the group adds what must be added once
+    const bool adds = tp_.rank() == 0;
+    backend_.linear(x, weight, adds ? bias : Tensor{}, adds ? residual : Tensor{}, y, rows);
+    tp_.reduce(y, y, rows);
+    return;
+  }
+  const Slice own = tp_.own_rows(rows);  // each rank adds to the rows that it holds
+  const auto part = [&](std::int64_t begin, std::int64_t count, bool adds) {
+    if (count == 0) return;
+    backend_.linear(x.rows(begin, count), weight, adds ? bias : Tensor{}, adds ? residual : Tensor{},
+                    full_.rows(begin, count), count);
+  };
+  part(0, own.begin, false);
+  part(own.begin, own.count, true);
+  part(own.begin + own.count, rows - own.begin - own.count, false);
+  tp_.reduce(full_, y, rows);
 }
 
 void Transformer::norm_backward(const Norm& parameters, const Tensor& d_y, const Tensor& x,
                                 const Tensor& statistics, const Tensor& d_x, bool accumulate,
                                 std::int64_t rows) const {
   backend_.norm_backward(config_.norm, d_y, x, parameters.gain.value, statistics, d_x, accumulate,
-                         parameters.gain.gradient, parameters.bias.gradient, rows);
+                         parameters.gain.gradient, parameters.bias.gradient,
+                         tp_.own_rows(rows).count);
 }
 
 void Transformer::linear_backward(const Linear& parameters, const Tensor& d_y, const Tensor& x,
@@ -179,32 +250,43 @@ void Transformer::linear_backward(const Linear& parameters, const Tensor& d_y, c
   backend_.linear_backward_input(d_y, parameters.weight.value, d_x, accumulate, rows);
 }
 
+void Transformer::attend(std::size_t index, const Block& saved, const Attention& attention,
+                         const Tensor& positions, std::int64_t rows) const {
+  const BlockParameters& block = blocks_[index];
+  norm(block.attention_norm, saved.input, saved.attention_norm, saved.attention_statistics, rows);
+  column_linear(block.qkv, tp_.gather(saved.attention_norm, full_, rows), saved.qkv, rows);
+  if (config_.position == PositionKind::rope) {
+    backend_.rope(saved.qkv, positions, shape_.own_heads, config_.width / config_.heads, false,
+                  rows);
+  }
+  attention.forward(backend_, static_cast<std::int64_t>(index), saved.qkv, saved.attended,
+                    saved.log_sum_exp);
+}
+
+void Transformer::feed_forward(const BlockParameters& block, const Block& saved,
+                               std::int64_t rows) const {
+  norm(block.ffw_norm, saved.middle, saved.ffw_norm, saved.ffw_statistics, rows);
+  const Tensor x = tp_.gather(saved.ffw_norm, full_, rows);
+  column_linear(block.up, x, saved.up, rows);
+  if (shape_.gated) {
+    column_linear(block.gate, x, saved.gate, rows);
+    backend_.swiglu(saved.gate, saved.up, saved.inner, rows * shape_.own_ffw);
+  } else {
+    backend_.gelu(saved.up, saved.inner, rows * shape_.own_ffw);
+  }
+}
+
 void Transformer::forward(TransformerActivations& activations, const Attention& attention,
                           const Tensor& positions, std::int64_t rows) const {
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const BlockParameters& block = blocks_[i];
-    const TransformerActivations::Block& saved = activations.blocks[i];
-    norm(block.attention_norm, saved.input, saved.attention_norm, saved.attention_statistics, rows);
-    linear(block.qkv, saved.attention_norm, {}, saved.qkv, rows);
-    if (config_.position == PositionKind::rope) {
-      backend_.rope(saved.qkv, positions, config_.heads, config_.width / config_.heads, false,
-                    rows);
-    }
-    attention.forward(backend_, static_cast<std::int64_t>(i), saved.qkv, saved.attended,
-                      saved.log_sum_exp);
-    linear(block.out, saved.attended, saved.input, saved.middle, rows);
-
-    norm(block.ffw_norm, saved.middle, saved.ffw_norm, saved.ffw_statistics, rows);
-    linear(block.up, saved.ffw_norm, {}, saved.up, rows);
-    if (config_.activation == ActivationKind::swiglu) {
-      linear(block.gate, saved.ffw_norm, {}, saved.gate, rows);
-      backend_.swiglu(saved.gate, saved.up, saved.inner, rows * config_.ffw);
-    } else {
-      backend_.gelu(saved.up, saved.inner, rows * config_.ffw);
-    }
+    const Block& saved = activations.blocks[i];
+    attend(i, saved, attention, positions, rows);
+    row_linear(block.out, saved.attended, saved.input, saved.middle, rows);
+    feed_forward(block, saved, rows);
     const bool last = i + 1 == blocks_.size();
     const Tensor& next = last ? activations.output_input : activations.blocks[i + 1].input;
-    linear(block.down, saved.inner, saved.middle, next, rows);
+    row_linear(block.down, saved.inner, saved.middle, next, rows);
   }
   norm(final_norm_, activations.output_input, activations.output, activations.output_statistics,
        rows);
@@ -212,36 +294,51 @@ void Transformer::forward(TransformerActivations& activations, const Attention& 
 
 void Transformer::backward(const TransformerActivations& activations, const Attention& attention,
                            const Tensor& positions, const Tensor& d_output,
-                           TransformerScratch& scratch, std::int64_t rows) const {
+                           TransformerScratch& scratch, std::int64_t rows,
+                           const std::function<void(std::int64_t offset)>& after_block) const {
   const Tensor& d_stream = scratch.d_stream;
   norm_backward(final_norm_, d_output, activations.output_input, activations.output_statistics,
                 d_stream, false, rows);
   for (std::size_t i = blocks_.size(); i-- > 0;) {
     const BlockParameters& block = blocks_[i];
-    const TransformerActivations::Block& saved = activations.blocks[i];
-    linear_backward(block.down, d_stream, saved.inner, scratch.d_inner, false, rows);
-    if (config_.activation == ActivationKind::swiglu) {
-      backend_.swiglu_backward(scratch.d_inner, saved.gate, saved.up, scratch.d_gate,
-                               scratch.d_inner, rows * config_.ffw);
-      linear_backward(block.gate, scratch.d_gate, saved.ffw_norm, scratch.d_norm, false, rows);
-      linear_backward(block.up, scratch.d_inner, saved.ffw_norm, scratch.d_norm, true, rows);
-    } else {
-      backend_.gelu_backward(scratch.d_inner, saved.up, scratch.d_inner, rows * config_.ffw);
-      linear_backward(block.up, scratch.d_inner, saved.ffw_norm, scratch.d_norm, false, rows);
+    const Block& saved = activations.blocks[i];
+    // What blocks share is still the last one's when the backward pass begins.
+    const bool shared_is_own = recompute_ == Recompute::none || i + 1 == blocks_.size();
+    if (!shared_is_own) attend(i, saved, attention, positions, rows);
+    if (!shared_is_own && recompute_ == Recompute::block) {
+      row_linear(block.out, saved.attended, saved.input, saved.middle, rows);
+      feed_forward(block, saved, rows);
     }
-    norm_backward(block.ffw_norm, scratch.d_norm, saved.middle, saved.ffw_statistics, d_stream,
+    linear_backward(block.down, tp_.gather(d_stream, full_, rows), saved.inner, scratch.d_inner,
+                    false, rows);
+    const Tensor ffw_input = tp_.gather(saved.ffw_norm, full_, rows);
+    if (shape_.gated) {
+      backend_.swiglu_backward(scratch.d_inner, saved.gate, saved.up, scratch.d_gate,
+                               scratch.d_inner, rows * shape_.own_ffw);
+      linear_backward(block.gate, scratch.d_gate, ffw_input, scratch.d_norm, false, rows);
+      linear_backward(block.up, scratch.d_inner, ffw_input, scratch.d_norm, true, rows);
+    } else {
+      backend_.gelu_backward(scratch.d_inner, saved.up, scratch.d_inner, rows * shape_.own_ffw);
+      linear_backward(block.up, scratch.d_inner, ffw_input, scratch.d_norm, false, rows);
+    }
+    tp_.reduce(scratch.d_norm, scratch.d_norm_own, rows);
+    norm_backward(block.ffw_norm, scratch.d_norm_own, saved.middle, saved.ffw_statistics, d_stream,
                   true, rows);
 
-    linear_backward(block.out, d_stream, saved.attended, scratch.d_norm, false, rows);
+    linear_backward(block.out, tp_.gather(d_stream, full_, rows), saved.attended, scratch.d_norm,
+                    false, rows);
     attention.backward(backend_, saved.qkv, saved.attended, saved.log_sum_exp, scratch.d_norm,
                        scratch.d_qkv);
     if (config_.position == PositionKind::rope) {
-      backend_.rope(scratch.d_qkv, positions, config_.heads, config_.width / config_.heads, true,
+      backend_.rope(scratch.d_qkv, positions, shape_.own_heads, config_.width / config_.heads, true,
                     rows);
     }
-    linear_backward(block.qkv, scratch.d_qkv, saved.attention_norm, scratch.d_norm, false, rows);
-    norm_backward(block.attention_norm, scratch.d_norm, saved.input, saved.attention_statistics,
-                  d_stream, true, rows);
+    linear_backward(block.qkv, scratch.d_qkv, tp_.gather(saved.attention_norm, full_, rows),
+                    scratch.d_norm, false, rows);
+    tp_.reduce(scratch.d_norm, scratch.d_norm_own, rows);
+    norm_backward(block.attention_norm, scratch.d_norm_own, saved.input,
+                  saved.attention_statistics, d_stream, true, rows);
+    if (after_block) after_block(block.offset);
   }
 }
 

@@ -1,14 +1,17 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "checkpoint/fgram_table.h"
-#include "data/fgram_trie.h"
+#include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
 #include "model/fgram_model.h"
 #include "model/tensor.h"
+#include "parallel/process_grid.h"
+#include "parallel/row_exchange.h"
 
 namespace scone {
 
@@ -17,31 +20,66 @@ namespace scone {
 class EmbeddingSource {
  public:
   virtual ~EmbeddingSource() = default;
-  /// out[i, :] = row of f-gram ids[i]. ids: distinct, ascending; out: [ids, width].
+  /// out[i, :] = row of f-gram ids[i]. ids: distinct, ascending, maybe none; out: [ids, width].
   virtual void rows(std::span<const std::int64_t> ids, const Tensor& out) = 0;
 };
 
-/// The f-gram model, evaluated on the trie of the f-grams asked for.
+/// The ranks of a run and how both models lie over them.
+struct RunGrids {
+  RunGrids(Communicator& run_world, int main_tp, int fgram_tp)
+      : world(run_world), main(run_world, main_tp, "main"), fgram(run_world, fgram_tp, "fgram") {}
+  Communicator& world;
+  ProcessGrid main, fgram;
+};
+
+/// The f-gram model over the ranks of a run: computes the trie nodes that a plan gives this rank's
+/// group, and exchanges rows and gradients. Every method is collective over the world.
 class LiveFgramSource final : public EmbeddingSource {
  public:
-  LiveFgramSource(const FgramVocabulary& vocabulary, FgramModel& model, std::int64_t width)
-      : vocabulary_(vocabulary), model_(model), width_(width) {}
+  /// model: this rank's part of the f-gram model; tokens: this rank's part of the main model's
+  /// token embedding. All must outlive this.
+  LiveFgramSource(const FgramVocabulary& vocabulary, FgramModel& model, const TokenTable& tokens,
+                  const RunGrids& grids, std::int64_t width);
 
+  /// Plans on the spot.
   void rows(std::span<const std::int64_t> ids, const Tensor& out) override;
-  /// Backward of the last rows(): row_gradients [ids, width]. Adds to the parameters' gradients.
-  void backward(const Tensor& row_gradients);
 
-  const FgramTrie& trie() const { return trie_; }  // of the last rows()
+  // A training step, in this order. The plan is the one of compute() and must live on.
+  /// The f-gram model's forward pass; starts sending all rows.
+  void compute(const FgramPlan& plan);
+  /// Receives the rows of the cells with (cell & mask) == bits: out: [this rank's ids, width].
+  void receive_rows(int mask, int bits, const Tensor& out);
+  /// Starts sending those cells' row gradients, [this rank's ids, width].
+  void send_gradients(int mask, int bits, const Tensor& row_gradients);
+  /// Receives all gradients, then the f-gram model's backward pass: adds to its parameters'
+  /// gradients and to those of this rank's part of the token embedding.
+  void backward(const std::function<void(std::int64_t offset)>& gradients_final);
+  /// Lets what is under way make progress.
+  void poll() { row_exchange_.poll(); }
+
   std::int64_t nodes_computed() const { return model_.nodes_computed(); }
+  /// Seconds that compute() and backward() spent in exchanges, waiting included; reset by
+  /// compute().
+  double exchange_seconds() const { return exchange_seconds_; }
+  std::int64_t bytes_sent() const {
+    return row_exchange_.bytes_sent() + token_exchange_.bytes_sent();
+  }
 
  private:
-  TrieNodes nodes() const { return {trie_.token, trie_.parent, trie_.depth}; }
+  TrieNodes nodes() const { return {plan_->trie.token, plan_->trie.parent, plan_->trie.depth}; }
+  bool shares_tokens() const { return grids_.main.tensor_size() > 1; }
 
-  const FgramVocabulary& vocabulary_;
   FgramModel& model_;
+  TokenTable tokens_;
+  const RunGrids& grids_;
   std::int64_t width_;
-  FgramTrie trie_;
-  Tensor node_rows_;  // [nodes, width], rows in forward, their gradients in backward
+  FgramPlanner planner_;
+  RowExchange row_exchange_, token_exchange_;
+  const FgramPlan* plan_ = nullptr;
+  FgramPlan own_plan_;        // of rows()
+  Tensor node_rows_;          // [nodes, width], rows in forward, their gradients in backward
+  TokenTable token_rows_;     // [distinct tokens, width] where the token embedding is shared
+  double exchange_seconds_ = 0;
 };
 
 /// The table of a bundle.
@@ -49,7 +87,7 @@ class TableSource final : public EmbeddingSource {
  public:
   explicit TableSource(const FgramTable& table) : table_(table) {}
   void rows(std::span<const std::int64_t> ids, const Tensor& out) override {
-    table_.lookup(ids, out);
+    if (!ids.empty()) table_.lookup(ids, out);
   }
 
  private:

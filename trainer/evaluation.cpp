@@ -46,9 +46,10 @@ std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer) {
 EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
                           MainModel& model, EmbeddingSource* source, std::int64_t width,
                           std::span<const std::int32_t> token_bytes,
-                          const EvaluationOptions& options, Communicator& world) {
+                          const EvaluationOptions& options, Communicator& world,
+                          const ProcessGrid& grid) {
   const auto start = std::chrono::steady_clock::now();
-  const std::int64_t ranks = world.size(), length = options.sequence_length;
+  const std::int64_t ranks = grid.data_size(), length = options.sequence_length;
   std::int64_t samples = (corpus.tokens() - 1 + length - 1) / length;
   if (options.tokens > 0) samples = std::min(samples, (options.tokens + length - 1) / length);
   const std::int64_t lookup_sequences =
@@ -57,8 +58,8 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
   BatchStream stream(corpus, vocabulary,
                      {.sequence_length = length,
                       .batch_sequences = batch_sequences,
-                      .rank = world.rank(),
-                      .ranks = world.size(),
+                      .data = {grid.data_rank(), grid.data_size()},
+                      .share = {grid.tensor_rank(), grid.tensor_size()},
                       .seed = 0,
                       .shuffle = false,
                       .attention_across_documents = options.attention_across_documents,
@@ -70,13 +71,12 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
   std::vector<float> losses;
   for (std::int64_t first = 0; first < samples; first += batch_sequences) {
     const Batch batch = stream.next();
-    const std::int64_t own_first = first + lookup_sequences * world.rank();
+    const std::int64_t own_first = first + lookup_sequences * grid.data_rank();
     const std::int64_t sequences =
         std::clamp<std::int64_t>(samples - own_first, 0, batch.sequences);
-    if (sequences == 0) continue;
     const Tensor rows =
         reserve_rows(row_buffer, static_cast<std::int64_t>(batch.fgrams.size()), width);
-    if (source != nullptr && !batch.fgrams.empty()) source->rows(batch.fgrams, rows);
+    if (source != nullptr) source->rows(batch.fgrams, rows);  // also where this rank needs none
     for (std::int64_t begin = 0; begin < sequences; begin += options.microbatch_sequences) {
       const std::int64_t count = std::min(options.microbatch_sequences, sequences - begin);
       const auto offset = static_cast<std::size_t>(begin * length);
@@ -95,10 +95,14 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
       for (std::size_t i = 0; i < positions; ++i) {
         if (microbatch.targets[i] < 0) continue;
         ++result.tokens;
-        result.matched += microbatch.row_of_position[i] >= 0;
+        result.matched += microbatch.row_of_position[i] != -1;
         result.bytes += token_bytes[static_cast<std::size_t>(microbatch.targets[i])];
       }
     }
+  }
+  if (grid.tensor_rank() != 0) {  // the others of the group have counted the same
+    loss_sum = 0;
+    result = {};
   }
   std::int64_t counts[] = {result.tokens, result.matched, result.bytes};
   world.all_reduce(std::span<std::int64_t>(counts), ReduceOp::sum);

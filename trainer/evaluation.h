@@ -8,7 +8,7 @@
 #include "data/token_corpus.h"
 #include "data/tokenizer.h"
 #include "model/main_model.h"
-#include "parallel/communicator.h"
+#include "parallel/process_grid.h"
 #include "trainer/embedding_source.h"
 
 namespace scone {
@@ -37,11 +37,13 @@ std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus);
 /// Bytes of text of each token id (0 for special tokens).
 std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer);
 
-/// Loss over windows of the corpus in order, shared by the ranks of `world` (collective).
-/// vocabulary and source: null for a model without f-grams. token_bytes: from token_byte_lengths.
+/// Loss over windows of the corpus in order, shared by the main model's grid of the ranks of
+/// `world` (collective). vocabulary and source: null for a model without f-grams. token_bytes: from
+/// token_byte_lengths.
 EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
                           MainModel& model, EmbeddingSource* source, std::int64_t width,
                           std::span<const std::int32_t> token_bytes,
-                          const EvaluationOptions& options, Communicator& world);
+                          const EvaluationOptions& options, Communicator& world,
+                          const ProcessGrid& grid);
 
 }  // namespace scone

@@ -18,12 +18,14 @@ void make_main_model(LoadedModel& model, Backend& backend, std::int64_t microbat
                                      /*with_gradients=*/false);
   model.main_model =
       std::make_unique<MainModel>(model.config, *model.main_parameters, backend,
-                                  microbatch_sequences * model.config.main.context, false);
+                                  MainModelOptions{.max_positions = microbatch_sequences *
+                                                                    model.config.main.context});
 }
 
 LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
-                        std::int64_t microbatch_sequences) {
+                        std::int64_t microbatch_sequences, std::unique_ptr<RunGrids> grids) {
   LoadedModel model;
+  model.grids = std::move(grids);
   model.kind = "bundle";
   model.path = path;
   model.bundle.emplace(open_bundle(path));
@@ -46,7 +48,8 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
 
 LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
                             std::int64_t microbatch_sequences, const std::filesystem::path& fgrams,
-                            Communicator& world) {
+                            std::unique_ptr<RunGrids> grids) {
+  Communicator& world = grids->world;
   // One rank chooses, so that all read the same checkpoint, also of a run that goes on writing.
   std::string chosen;
   if (world.rank() == 0) {
@@ -62,6 +65,7 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
         "{}: neither a bundle (bundle.json) nor a folder with a valid checkpoint (manifest.json)",
         path.string()));
   LoadedModel model;
+  model.grids = std::move(grids);
   model.kind = "checkpoint";
   model.path = *checkpoint;
   const CheckpointManifest manifest = read_manifest(*checkpoint);
@@ -109,9 +113,11 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
                                      /*with_gradients=*/false);
   read_parameters(*checkpoint, *model.fgram_parameters);
   model.fgram_model = std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
-                                                   *model.main_parameters, backend, false);
+                                                   whole_token_table(*model.main_parameters),
+                                                   backend, false);
   model.source = std::make_unique<LiveFgramSource>(*model.vocabulary, *model.fgram_model,
-                                                   model.config.main.width);
+                                                   whole_token_table(*model.main_parameters),
+                                                   *model.grids, model.config.main.width);
   return model;
 }
 
@@ -122,11 +128,13 @@ LoadedModel load_model(const std::filesystem::path& path, Backend& backend,
                        Communicator& world) {
   if (!std::filesystem::exists(path))
     throw InputError(fmt::format("{}: no such run, checkpoint or bundle", path.string()));
-  if (!is_bundle(path)) return load_checkpoint(path, backend, microbatch_sequences, fgrams, world);
+  auto grids = std::make_unique<RunGrids>(world, 1, 1);
+  if (!is_bundle(path))
+    return load_checkpoint(path, backend, microbatch_sequences, fgrams, std::move(grids));
   if (!fgrams.empty())
     throw InputError(fmt::format(
         "{}: a bundle has its f-grams built in; --fgrams goes with a checkpoint", path.string()));
-  return load_bundle(path, backend, microbatch_sequences);
+  return load_bundle(path, backend, microbatch_sequences, std::move(grids));
 }
 
 }  // namespace scone

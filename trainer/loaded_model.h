@@ -29,6 +29,7 @@ struct LoadedModel {
   std::string tokenizer_fingerprint;
   std::unique_ptr<ParameterSet> main_parameters, fgram_parameters;
   std::unique_ptr<MainModel> main_model;
+  std::unique_ptr<RunGrids> grids;  // of the ranks that it was loaded on: data-parallel alone
   std::unique_ptr<FgramVocabulary> vocabulary;  // null for a baseline
   std::unique_ptr<FgramModel> fgram_model;      // null but for a SCONE checkpoint
   std::unique_ptr<EmbeddingSource> source;      // null for a baseline

@@ -36,12 +36,15 @@ struct TrieShape {
 
 /// Where the input embedding of each position comes from. Integer tensors: [rows].
 struct EmbeddingInput {
-  Tensor tokens;           // int32, < vocabulary
-  Tensor positions;        // int32, index into the position embedding; unread where there is none
-  Tensor row_of_position;  // int32, index into rows or -1; empty: no position has a row
+  Tensor tokens;     // int32, row of the token embedding; -1: another rank's, counts as zero here
+  Tensor positions;  // int32, index into the position embedding; unread where there is none
+  // int32, index into rows; -1: the position has no row; -2: another rank's row, counts as zero
+  // here. Empty: no position has a row.
+  Tensor row_of_position;
   CombineKind combine = CombineKind::replace;
 };
 
+constexpr std::int32_t kRowElsewhere = -2;  // in row_of_position
 constexpr float kNormEpsilon = 1e-5F;
 constexpr float kRopeBase = 10000.0F;
 constexpr std::int64_t kMaxTrieDepth = 64;  // most nodes on a path from a root
@@ -153,6 +156,21 @@ class Backend {
   /// d losses[i] / d logits[i].
   virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
                              bool with_gradient, float gradient_scale, std::int64_t rows) = 0;
+
+  // The same with the classes cut over ranks. logits: [rows, classes of this rank], of which the
+  // first `used` are classes first_class .. and the rest padding. targets: global class or -1.
+  /// statistics: [rows, 3] = largest logit m, sum of exp(logit - m), logit of the target or 0 where
+  /// the target is not of these classes. used = 0: m is the lowest float, the sum 0.
+  virtual void cross_entropy_part(const Tensor& logits, const Tensor& targets,
+                                  std::int64_t first_class, std::int64_t used,
+                                  const Tensor& statistics, std::int64_t rows) = 0;
+  /// all_statistics: [parts, rows, 3], from every rank in order; losses and logits as by
+  /// cross_entropy (padding's gradient is 0).
+  virtual void cross_entropy_join(const Tensor& logits, const Tensor& targets,
+                                  std::int64_t first_class, std::int64_t used,
+                                  const Tensor& all_statistics, std::int64_t parts,
+                                  const Tensor& losses, bool with_gradient, float gradient_scale,
+                                  std::int64_t rows) = 0;
 
   // The optimizer's operations, over all elements of flat ranges of equal size.
   virtual void adamw(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,

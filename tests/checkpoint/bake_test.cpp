@@ -34,7 +34,8 @@ BakeResult bake(const TinyRun& run, const fs::path& bundle, RowType type = RowTy
 
 /// The row of one f-gram, run by itself through the f-gram model.
 std::vector<float> live_row(TinyRun& run, const FgramVocabulary& vocabulary, std::int64_t id) {
-  FgramModel model(run.config, run.fgram_parameters, run.main_parameters, cpu_backend(), false);
+  FgramModel model(run.config, run.fgram_parameters, whole_token_table(run.main_parameters),
+                   cpu_backend(), false);
   const FgramTrie trie = build_fgram_trie(vocabulary, std::span(&id, 1));
   const Tensor rows = Tensor::zeros({trie.size(), run.config.main.width});
   model.forward({trie.token, trie.parent, trie.depth}, rows);

@@ -135,7 +135,8 @@ TEST(Trainer, BakedAgreesWithLive) {
   const std::vector<std::int32_t> token_bytes(256, 1);
   auto loss = [&](LoadedModel& model) {
     return evaluate(corpus, model.vocabulary.get(), *model.main_model, model.source.get(), 16,
-                    token_bytes, {.sequence_length = 32, .microbatch_sequences = 4}, *self);
+                    token_bytes, {.sequence_length = 32, .microbatch_sequences = 4}, *self,
+                    model.grids->main);
   };
   const EvaluationResult of_live = loss(live), of_baked = loss(baked);
   EXPECT_GT(of_live.matched, of_live.tokens / 4);

@@ -55,6 +55,12 @@ class CpuBackend final : public Backend {
                       const Tensor& d_rows, std::int64_t count) override;
   void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
                      bool with_gradient, float gradient_scale, std::int64_t rows) override;
+  void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first_class,
+                          std::int64_t used, const Tensor& statistics, std::int64_t rows) override;
+  void cross_entropy_join(const Tensor& logits, const Tensor& targets, std::int64_t first_class,
+                          std::int64_t used, const Tensor& all_statistics, std::int64_t parts,
+                          const Tensor& losses, bool with_gradient, float gradient_scale,
+                          std::int64_t rows) override;
   void adamw(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,
              const AdamwStep& step) override;
   void axpy(float factor, const Tensor& x, const Tensor& y) override;

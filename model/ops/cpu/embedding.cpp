@@ -20,16 +20,20 @@ void CpuBackend::embed(const EmbeddingInput& input, const Tensor& token_embeddin
   for (std::int64_t i = 0; i < count; ++i) {
     float* to = output + i * width;
     const std::int64_t row = row_of == nullptr ? -1 : row_of[i];
-    const float* from = row >= 0 ? table + row * width : tokens + token[i] * width;
-    std::copy(from, from + width, to);
-    if (row >= 0 && add) {
-      const float* own = tokens + token[i] * width;
+    const auto add_to = [to, width](const float* own) {
       for (std::int64_t j = 0; j < width; ++j) to[j] += own[j];
+    };
+    const bool takes_token = token[i] >= 0 && (row == -1 || add);
+    const float* own = tokens + token[i] * width;
+    if (row >= 0) {
+      std::copy_n(table + row * width, width, to);
+      if (takes_token) add_to(own);
+    } else if (takes_token) {
+      std::copy_n(own, width, to);
+    } else {
+      std::fill_n(to, width, 0.0F);
     }
-    if (positions != nullptr) {
-      const float* own = positions + position[i] * width;
-      for (std::int64_t j = 0; j < width; ++j) to[j] += own[j];
-    }
+    if (positions != nullptr) add_to(positions + position[i] * width);
   }
 }
 
@@ -58,7 +62,7 @@ void CpuBackend::embed_backward(const EmbeddingInput& input, const Tensor& d_out
       const float* from = gradient + i * width + begin;
       const std::int64_t row = row_of == nullptr ? -1 : row_of[i];
       if (row >= 0) add_to(d_table + row * width + begin, from);
-      if (row < 0 || add) add_to(d_tokens + token[i] * width + begin, from);
+      if (token[i] >= 0 && (row == -1 || add)) add_to(d_tokens + token[i] * width + begin, from);
       if (d_positions != nullptr) add_to(d_positions + position[i] * width + begin, from);
     }
   }

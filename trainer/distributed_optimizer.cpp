@@ -1,0 +1,193 @@
+#include "trainer/distributed_optimizer.h"
+
+#include <algorithm>
+
+namespace scone {
+namespace {
+
+constexpr std::int64_t slice_alignment = 16;  // elements: slices begin at cache lines
+
+std::span<float> flat_span(const Tensor& flat, std::int64_t begin, std::int64_t count) {
+  return flat.span<float>().subspan(static_cast<std::size_t>(begin),
+                                    static_cast<std::size_t>(count));
+}
+
+}  // namespace
+
+DistributedOptimizer::DistributedOptimizer(ParameterSet& parameters, const ProcessGrid& grid,
+                                           Backend& backend, const OptimizerSettings& settings)
+    : parameters_(parameters), grid_(grid), backend_(backend), settings_(settings) {
+  if (grid.data_size() == 1) settings_.zero = false;  // one slice is all there is
+  const Part part{grid.data_rank(), grid.data_size()};
+  std::int64_t sliced = 0;
+  for (std::int64_t begin = 0; begin < parameters.elements(); begin += settings.bucket_elements) {
+    const std::int64_t count = std::min(settings.bucket_elements, parameters.elements() - begin);
+    const Slice own = slice_of(count, part, slice_alignment);
+    buckets_.push_back(
+        {begin, count, sliced, own, slice_counts(count, part.count, slice_alignment)});
+    sliced += own.count;
+  }
+  counted_ = pieces(true);
+  updated_ = pieces(settings_.zero);
+  const std::int64_t state = settings_.zero ? sliced : parameters.elements();
+  first_moment_ = Tensor::zeros({state}, DType::fp32, backend.device());
+  second_moment_ = Tensor::zeros({state}, DType::fp32, backend.device());
+  if (settings_.zero) reduced_ = Tensor::zeros({sliced}, DType::fp32, backend.device());
+  reducing_from_ = buckets_.size();
+}
+
+DistributedOptimizer::~DistributedOptimizer() = default;
+
+std::vector<DistributedOptimizer::Piece> DistributedOptimizer::pieces(bool slices_only) const {
+  std::vector<Piece> found;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const std::int64_t begin = parameters_.offset(i);
+    const std::int64_t end = begin + parameters_.value(i).elements();
+    if (!slices_only) {
+      found.push_back({i, begin, begin, end - begin});
+      continue;
+    }
+    for (std::int64_t at = begin; at < end;) {
+      const Bucket& bucket = buckets_[static_cast<std::size_t>(at / settings_.bucket_elements)];
+      const std::int64_t own_begin = bucket.begin + bucket.own.begin;
+      const std::int64_t from = std::max(at, own_begin);
+      const std::int64_t to = std::min(end, own_begin + bucket.own.count);
+      if (from < to) found.push_back({i, from, bucket.state_begin + from - own_begin, to - from});
+      at = bucket.begin + bucket.count;
+    }
+  }
+  return found;
+}
+
+void DistributedOptimizer::sum_split_rows(const Bucket& bucket) {
+  if (!settings_.sequence_parallel || grid_.tensor_size() == 1) return;
+  const auto in_bucket = [&](auto&& visit) {
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (!parameters_.spec(i).sums_rows) continue;
+      const std::int64_t begin = std::max(bucket.begin, parameters_.offset(i));
+      const std::int64_t end =
+          std::min(bucket.begin + bucket.count,
+                   parameters_.offset(i) + parameters_.gradient(i).elements());
+      if (begin < end) visit(flat_span(parameters_.flat_gradients(), begin, end - begin));
+    }
+  };
+  split_sums_.clear();
+  in_bucket([&](std::span<float> values) {
+    split_sums_.insert(split_sums_.end(), values.begin(), values.end());
+  });
+  grid_.tensor().all_reduce(std::span(split_sums_), ReduceOp::sum);
+  auto next = split_sums_.begin();
+  in_bucket([&](std::span<float> values) {
+    std::copy_n(next, values.size(), values.begin());
+    next += static_cast<std::ptrdiff_t>(values.size());
+  });
+}
+
+void DistributedOptimizer::reduce(std::size_t index, bool in_background) {
+  const Bucket& bucket = buckets_[index];
+  sum_split_rows(bucket);
+  Communicator& group = grid_.data();
+  if (group.size() == 1) return;
+  const std::span<float> values =
+      flat_span(parameters_.flat_gradients(), bucket.begin, bucket.count);
+  if (settings_.zero) {
+    const std::span<float> own = flat_span(reduced_, bucket.state_begin, bucket.own.count);
+    if (in_background)
+      pending_.push_back(group.start_reduce_scatter(values, bucket.counts, own));
+    else
+      group.reduce_scatter(values, bucket.counts, own);
+  } else if (in_background) {
+    pending_.push_back(group.start_all_reduce_sum(values));
+  } else {
+    group.all_reduce(values, ReduceOp::sum);
+  }
+}
+
+void DistributedOptimizer::gradients_final(std::int64_t offset) {
+  if (!settings_.overlap) return;
+  while (reducing_from_ > 0 && buckets_[reducing_from_ - 1].begin >= offset)
+    reduce(--reducing_from_, true);
+}
+
+void DistributedOptimizer::poll() {
+  for (const auto& pending : pending_) pending->done();
+}
+
+void DistributedOptimizer::finish_reduction() {
+  while (reducing_from_ > 0) reduce(--reducing_from_, false);
+  for (const auto& pending : pending_) pending->wait();
+  pending_.clear();
+  reducing_from_ = buckets_.size();
+}
+
+const Tensor& DistributedOptimizer::gradients_of_update() const {
+  return settings_.zero ? reduced_ : parameters_.flat_gradients();
+}
+
+double DistributedOptimizer::squared_norm() const {
+  double sum = 0;
+  for (const Piece& piece : counted_) {
+    const bool counts = grid_.tensor_rank() == 0 || !parameters_.spec(piece.parameter).replicated();
+    if (!counts) continue;
+    sum += backend_.squared_norm(
+        settings_.zero ? reduced_.rows(piece.state_begin, piece.count)
+                       : parameters_.flat_gradients().rows(piece.flat_begin, piece.count));
+  }
+  return sum;
+}
+
+void DistributedOptimizer::step(std::int64_t step, double lr, double gradient_scale) {
+  AdamwStep update{.lr = static_cast<float>(lr),
+                   .beta1 = static_cast<float>(settings_.beta1),
+                   .beta2 = static_cast<float>(settings_.beta2),
+                   .eps = static_cast<float>(settings_.epsilon),
+                   .weight_decay = 0,
+                   .step = step,
+                   .gradient_scale = static_cast<float>(gradient_scale)};
+  for (const Piece& piece : updated_) {
+    const bool decays = parameters_.spec(piece.parameter).weight_decay;
+    update.weight_decay = decays ? static_cast<float>(settings_.weight_decay) : 0.0F;
+    backend_.adamw(parameters_.flat_values().rows(piece.flat_begin, piece.count),
+                   gradients_of_update().rows(piece.state_begin, piece.count),
+                   first_moment_.rows(piece.state_begin, piece.count),
+                   second_moment_.rows(piece.state_begin, piece.count), update);
+  }
+  if (!settings_.zero) return;
+  for (const Bucket& bucket : buckets_)
+    grid_.data().all_gather(flat_span(parameters_.flat_values(), bucket.begin, bucket.count),
+                            bucket.counts);
+}
+
+void DistributedOptimizer::gather_gradients() {
+  if (!settings_.zero) return;
+  for (const Bucket& bucket : buckets_) {
+    const std::span<float> values =
+        flat_span(parameters_.flat_gradients(), bucket.begin, bucket.count);
+    std::ranges::copy(flat_span(reduced_, bucket.state_begin, bucket.own.count),
+                      values.begin() + bucket.own.begin);
+    grid_.data().all_gather(values, bucket.counts);
+  }
+}
+
+std::vector<TensorSlice> DistributedOptimizer::state(bool for_writing) const {
+  std::vector<TensorSlice> slices;
+  const auto append = [&](const char* kind, const Tensor& flat, const Piece& piece,
+                          std::int64_t flat_begin) {
+    const ParameterSpec& spec = parameters_.spec(piece.parameter);
+    if (for_writing && spec.replicated() && grid_.tensor_rank() != 0) return;
+    append_slices(kind + spec.name, spec, parameters_.part(),
+                  piece.flat_begin - parameters_.offset(piece.parameter),
+                  flat.rows(flat_begin, piece.count), slices);
+  };
+  // Every data-parallel rank writes its slices, also of what all of them hold.
+  for (const Piece& piece : for_writing ? counted_ : pieces(false))
+    append("parameters/", parameters_.flat_values(), piece, piece.flat_begin);
+  for (const Piece& piece : for_writing ? counted_ : updated_) {
+    const std::int64_t at = settings_.zero ? piece.state_begin : piece.flat_begin;
+    append("adam_m/", first_moment_, piece, at);
+    append("adam_v/", second_moment_, piece, at);
+  }
+  return slices;
+}
+
+}  // namespace scone

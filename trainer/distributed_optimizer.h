@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "checkpoint/tensor_slices.h"
+#include "model/ops/ops.h"
+#include "model/parameter.h"
+#include "parallel/process_grid.h"
+
+namespace scone {
+
+struct OptimizerSettings {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double weight_decay = 0;         // where the ParameterSpec says so
+  bool zero = false;               // ZeRO-1: optimizer state cut over the data-parallel group
+  bool sequence_parallel = false;  // of the model: some replicated gradients are partial sums
+  bool overlap = false;            // begin a bucket's reduction as soon as its gradients are final
+  std::int64_t bucket_elements = 1 << 20;
+};
+
+/// Gradient reduction and AdamW for one model's parameters over its process grid. The flat buffers
+/// are cut into buckets. Without ZeRO each bucket is summed over the data-parallel group and every
+/// rank updates all of it; with ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054) a rank sums and
+/// updates its slice of each bucket, holds moments for that alone, and the values are gathered.
+class DistributedOptimizer {
+ public:
+  /// All must outlive this.
+  DistributedOptimizer(ParameterSet& parameters, const ProcessGrid& grid, Backend& backend,
+                       const OptimizerSettings& settings);
+  ~DistributedOptimizer();
+
+  /// The gradients from `offset` of the flat buffer on are final. Collective over the grid's
+  /// groups: called with the same offsets on every rank. Without overlap it does nothing.
+  void gradients_final(std::int64_t offset);
+  /// Lets reductions under way make progress.
+  void poll();
+  /// All gradients are final: returns when they are reduced (with ZeRO: this rank's slices).
+  void finish_reduction();
+
+  /// This rank's share of the squared norm of the model's gradient: summed over all ranks it counts
+  /// each parameter once.
+  double squared_norm() const;
+  /// Updates the values on every rank. step: 1 for the first update. gradient_scale multiplies the
+  /// gradients first (clipping).
+  void step(std::int64_t step, double lr, double gradient_scale);
+
+  /// Reduced gradients where all ranks need them whole (tests, inspection): with ZeRO gathers the
+  /// slices into the parameter set's gradients. Collective.
+  void gather_gradients();
+
+  /// Boxes of the parameters and both moments ("parameters/..", "adam_m/..", "adam_v/.."), which
+  /// share this object's and the parameters' memory. for_writing: over all ranks each element
+  /// once; else all that this rank holds.
+  std::vector<TensorSlice> state(bool for_writing) const;
+  std::size_t moment_bytes() const { return first_moment_.bytes() + second_moment_.bytes(); }
+  /// Gradients held beside the parameter set's (ZeRO).
+  std::size_t gradient_bytes() const { return reduced_.bytes(); }
+
+ private:
+  struct Bucket {
+    std::int64_t begin, count;  // of the flat buffers
+    std::int64_t state_begin;   // of this rank's slice in the state buffers
+    Slice own;                  // this rank's slice, relative to begin
+    std::vector<std::int64_t> counts;  // of every rank's slice
+  };
+  /// A piece of one parameter.
+  struct Piece {
+    std::size_t parameter;
+    std::int64_t flat_begin, state_begin, count;
+  };
+  std::vector<Piece> pieces(bool slices_only) const;
+  void reduce(std::size_t bucket, bool in_background);
+  void sum_split_rows(const Bucket& bucket);
+  const Tensor& gradients_of_update() const;
+
+  ParameterSet& parameters_;
+  const ProcessGrid& grid_;
+  Backend& backend_;
+  OptimizerSettings settings_;
+  std::vector<Bucket> buckets_;
+  std::vector<Piece> updated_, counted_;  // what this rank updates, what it counts in the norm
+  Tensor first_moment_, second_moment_;   // flat: of all elements, with ZeRO of this rank's slices
+  Tensor reduced_;                        // ZeRO: sums of this rank's slices
+  std::size_t reducing_from_;             // buckets from here on are reduced or under way
+  std::vector<std::unique_ptr<PendingCollective>> pending_;
+  std::vector<float> split_sums_;
+};
+
+}  // namespace scone
