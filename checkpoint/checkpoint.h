@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/tensor_slices.h"
 #include "model/parameter.h"
 #include "model/tensor.h"
+#include "parallel/communicator.h"
 
 namespace scone {
 
@@ -57,6 +59,12 @@ CheckpointManifest read_manifest(const std::filesystem::path& checkpoint);  // t
 /// Reads into the given tensors by name; shapes must agree. Throws InputError naming file and
 /// tensor.
 void read_tensors(const std::filesystem::path& checkpoint, std::span<const NamedTensor> tensors);
+/// Fills every slice's values. Shapes must agree with the global ones. Throws as read_tensors.
+void read_slices(const std::filesystem::path& checkpoint, std::span<const TensorSlice> slices);
+/// Whole tensors on rank 0, in order of their names, from slices that hold each element once over
+/// the ranks (collective); nothing on the others.
+std::vector<NamedTensor> gather_tensors(Communicator& communicator,
+                                        std::span<const TensorSlice> slices);
 /// The same for the values of a parameter set ("parameters/" + spec name).
 void read_parameters(const std::filesystem::path& checkpoint, ParameterSet& parameters);
 

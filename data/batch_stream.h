@@ -8,6 +8,7 @@
 #include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
 #include "data/token_corpus.h"
+#include "parallel/sharding.h"
 
 namespace scone {
 
@@ -45,11 +46,11 @@ struct Batch {
       match;  // f-gram id of the longest match ending there; -1: none. A match
               // starts inside the sequence and inside the document, always.
   std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending
-  std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share of
-                                              // another rank
+  std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share
+                                              // of another rank
   FgramPlan plan;  // where the stream was given a planner; its rows' cells: see below
-  std::int64_t local_targets = 0;             // targets >= 0
-  DataState state_after;                      // where the next batch begins
+  std::int64_t local_targets = 0;  // targets >= 0
+  DataState state_after;           // where the next batch begins
 };
 
 /// Cells of a batch's FgramPlan: which rows the first microbatch needs not yet, and which the last

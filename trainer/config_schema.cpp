@@ -47,6 +47,11 @@ const Names<FgramRecompute>& names_of(FgramRecompute) {
                                               {FgramRecompute::chunk, "chunk"}};
   return names;
 }
+const Names<Recompute>& names_of(Recompute) {
+  static const Names<Recompute> names = {
+      {Recompute::none, "none"}, {Recompute::attention, "attention"}, {Recompute::block, "block"}};
+  return names;
+}
 const Names<Schedule>& names_of(Schedule) {
   static const Names<Schedule> names = {
       {Schedule::cosine, "cosine"}, {Schedule::wsd, "wsd"}, {Schedule::constant, "constant"}};
@@ -238,17 +243,23 @@ std::vector<ConfigField> make_fields() {
               "trie nodes computed at once; bounds the memory");
 
   SCONE_KEY(parallel.communicator, "mpi");
-  SCONE_KEY(parallel.main.tp, "ranks that share a layer of the main model");
-  SCONE_KEY(parallel.main.zero, "1: optimizer state sharded over the ranks");
-  SCONE_KEY(parallel.main.sequence_parallel, "norms sharded over the positions");
-  SCONE_KEY(parallel.fgram.tp, "ranks that share a layer of the f-gram model");
-  SCONE_KEY(parallel.fgram.zero, "1: optimizer state sharded over the ranks");
-  SCONE_KEY(parallel.fgram.sequence_parallel, "norms sharded over the nodes");
+  SCONE_KEY(parallel.overlap, "reduce gradients while the backward pass goes on");
+  SCONE_KEY(parallel.bucket_elements, "gradients reduced at a time");
+  SCONE_KEY(parallel.timeout,
+            "seconds that a rank waits for others before it ends the job; 0: for ever");
+  SCONE_KEY(parallel.main.tp, "ranks that share a layer; data-parallel replicas: ranks / tp");
+  SCONE_KEY(parallel.main.zero, "1: optimizer state cut over the replicas (ZeRO-1)");
+  SCONE_KEY(parallel.main.sequence_parallel,
+            "what lies between layers is cut by positions over tp");
+  SCONE_KEY(parallel.fgram.tp, "the f-gram model's grid, on the same ranks");
+  SCONE_KEY(parallel.fgram.zero, "1: optimizer state cut over the replicas (ZeRO-1)");
+  SCONE_KEY(parallel.fgram.sequence_parallel, "what lies between layers is cut by nodes over tp");
 
   SCONE_KEY(compute.device, "cpu");
   SCONE_KEY(compute.dtype, "fp32");
   SCONE_KEY(compute.threads, "of each rank; 0: the node's cores over the ranks on it");
-  SCONE_KEY(compute.recompute, "of the main model's activations: none");
+  SCONE_KEY(compute.recompute,
+            "none, attention, block: what the main model's backward computes again");
 
   SCONE_KEY(optimizer.peak_lr, "AdamW's learning rate at the end of the warm-up");
   SCONE_KEY(optimizer.betas, "decay of the gradient's first and second moment");

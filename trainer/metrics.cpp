@@ -36,6 +36,8 @@ void MetricsLog::write(const StepMetrics& m) {
                          {"main_seconds", m.main_seconds},
                          {"fgram_seconds", m.fgram_seconds},
                          {"exchange_seconds", m.exchange_seconds},
+                         {"exchange_bytes", m.exchange_bytes},
+                         {"reduction_seconds", m.reduction_seconds},
                          {"fgram_nodes_per_token", m.fgram_nodes_per_token},
                          {"fgram_nodes_computed_per_token", m.fgram_nodes_computed_per_token},
                          {"data_wait_share", m.data_wait_share}};

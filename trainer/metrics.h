@@ -21,7 +21,10 @@ struct StepMetrics {
   double main_peak_share =
       0;  // FLOP/s while the main model ran, over the measured peak of the ranks together
   double fgram_peak_share = 0;  // likewise for the f-gram model
-  double main_seconds = 0, fgram_seconds = 0, exchange_seconds = 0;
+  // Means over the ranks. exchange: f-gram rows and their gradients, and tokens for the f-gram
+  // model, waiting included; reduction: of gradients, beyond what the backward pass hid.
+  double main_seconds = 0, fgram_seconds = 0, exchange_seconds = 0, reduction_seconds = 0;
+  std::int64_t exchange_bytes = 0;   // sent between ranks, of all together
   double fgram_nodes_per_token = 0;  // distinct trie nodes of the global batch over its tokens
   double fgram_nodes_computed_per_token = 0;  // repeats by owner and chunk included
   double data_wait_share = 0;                 // of step_seconds

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <numeric>
 #include <sstream>
 
 #include "parallel/error.h"
@@ -155,7 +156,8 @@ void resolve(const ConfigReader& reader, RunConfig& config, int ranks) {
   if (trainer.sequence_length == 0) trainer.sequence_length = main.context;
   if (trainer.microbatch_tokens == 0 && trainer.sequence_length > 0) {
     const std::int64_t sequences = trainer.batch_tokens / trainer.sequence_length;
-    const std::int64_t share = (sequences + ranks - 1) / ranks;
+    const std::int64_t replicas = std::max(1, ranks / std::max(1, config.parallel.main.tp));
+    const std::int64_t share = (sequences + replicas - 1) / replicas;
     trainer.microbatch_tokens = trainer.sequence_length * std::clamp<std::int64_t>(share, 1, 8);
   }
 }
@@ -166,14 +168,6 @@ void check_not_built(const ConfigReader& reader) {
                     const char* use) {
     if (refused) reader.fail(key, fmt::format("not built yet: {}; use {}", found, use));
   };
-  auto check_grid = [&](const std::string& name, const GridConfig& grid) {
-    const std::string prefix = "parallel." + name + ".";
-    refuse(grid.tp != 1, prefix + "tp", fmt::format("{}", grid.tp), "1");
-    refuse(grid.zero != 0, prefix + "zero", fmt::format("{}", grid.zero), "0");
-    refuse(grid.sequence_parallel, prefix + "sequence_parallel", "true", "false");
-  };
-  check_grid("main", config.parallel.main);
-  check_grid("fgram", config.parallel.fgram);
   auto check_choice = [&](const std::string& key, const std::string& value, const char* built,
                           const char* planned) {
     if (value == built) return;
@@ -183,9 +177,36 @@ void check_not_built(const ConfigReader& reader) {
   check_choice("parallel.communicator", config.parallel.communicator, "mpi", "nccl");
   check_choice("compute.device", config.compute.device, "cpu", "cuda");
   check_choice("compute.dtype", config.compute.dtype, "fp32", "bf16");
-  refuse(config.compute.recompute != "none", "compute.recompute", config.compute.recompute, "none");
   refuse(config.checkpoint.async, "checkpoint.async", "true", "false");
   refuse(config.logging.tensorboard, "logging.tensorboard", "true", "false");
+}
+
+/// "2 and 4", the values nearest to `value` that divide both numbers.
+std::string nearest_divisors(int value, std::int64_t a, std::int64_t b) {
+  const auto divides = [&](std::int64_t d) { return a % d == 0 && b % d == 0; };
+  const std::int64_t most = std::min(a, b);
+  std::int64_t below = std::min<std::int64_t>(value, most), above = value;
+  while (!divides(below)) --below;
+  while (above <= most && !divides(above)) ++above;
+  return above > most ? fmt::format("value is {}", below)
+                      : fmt::format("values are {} and {}", below, above);
+}
+
+void check_grid(const ConfigReader& reader, const std::string& name, const GridConfig& grid,
+                const TransformerConfig& model, int ranks) {
+  const std::string key = "parallel." + name + ".tp";
+  if (grid.tp < 1) reader.fail(key, fmt::format("expected at least 1, found {}", grid.tp));
+  const auto require = [&](std::int64_t extent, const std::string& what) {
+    if (extent % grid.tp != 0)
+      reader.fail(key,
+                  fmt::format("{} does not divide {}; the nearest valid {}", grid.tp, what,
+                              nearest_divisors(grid.tp, ranks, std::gcd(model.heads, model.ffw))));
+  };
+  require(ranks, fmt::format("the {} ranks", ranks));
+  require(model.heads, fmt::format("model.{}.heads {}", name, model.heads));
+  require(model.ffw, fmt::format("model.{}.ffw {}", name, model.ffw));
+  if (grid.zero > 1)
+    reader.fail("parallel." + name + ".zero", fmt::format("expected 0 or 1, found {}", grid.zero));
 }
 
 void check_transformer(const ConfigReader& reader, const std::string& prefix,
@@ -243,12 +264,15 @@ void check_trainer(const ConfigReader& reader, int ranks) {
   check_multiple(reader, "trainer.batch_tokens", trainer.batch_tokens);
   check_multiple(reader, "trainer.microbatch_tokens", trainer.microbatch_tokens);
   const std::int64_t sequences = trainer.batch_tokens / trainer.sequence_length;
-  if (sequences < ranks)
-    reader.fail("trainer.batch_tokens",
-                fmt::format("{} tokens are {} sequences of {} for {} ranks; give at least {} "
-                            "tokens, or use fewer ranks",
-                            trainer.batch_tokens, sequences, trainer.sequence_length, ranks,
-                            ranks * trainer.sequence_length));
+  const int replicas = ranks / reader.config.parallel.main.tp;
+  if (sequences < replicas)
+    reader.fail(
+        "trainer.batch_tokens",
+        fmt::format("{} tokens are {} sequences of {} for {} data-parallel ranks ({} ranks "
+                    "/ parallel.main.tp {}); give at least {} tokens, a larger tp, or use "
+                    "fewer ranks",
+                    trainer.batch_tokens, sequences, trainer.sequence_length, replicas, ranks,
+                    reader.config.parallel.main.tp, replicas * trainer.sequence_length));
 }
 
 void check_optimizer(const ConfigReader& reader) {
@@ -282,7 +306,11 @@ void validate(const ConfigReader& reader, int ranks) {
     reader.fail("data.train", "expected a path or a list of paths, found an empty list");
   check_transformer(reader, "model.main.", config.model.main);
   const bool has_fgrams = config.model.fgram.layers > 0;
-  if (has_fgrams) check_transformer(reader, "model.fgram.", config.model.fgram);
+  check_grid(reader, "main", config.parallel.main, config.model.main, ranks);
+  if (has_fgrams) {
+    check_transformer(reader, "model.fgram.", config.model.fgram);
+    check_grid(reader, "fgram", config.parallel.fgram, config.model.fgram, ranks);
+  }
   if (has_fgrams && config.fgrams.vocabulary.empty())
     reader.fail("fgrams.vocabulary",
                 fmt::format("needed where model.fgram.layers is {}; give a file of `scone fgrams`, "
@@ -300,6 +328,10 @@ void validate(const ConfigReader& reader, int ranks) {
   };
   at_least_one("model.fgram.chunk_nodes", config.model.fgram_chunk_nodes);
   at_least_one("data.prefetch", config.data.prefetch);
+  at_least_one("parallel.bucket_elements", config.parallel.bucket_elements);
+  if (config.parallel.timeout < 0)
+    reader.fail("parallel.timeout",
+                fmt::format("expected at least 0, found {}", config.parallel.timeout));
   if (config.compute.threads > most_threads)
     reader.fail("compute.threads",
                 fmt::format("expected at most {} (0: a share of the cores), found "

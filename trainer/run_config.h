@@ -44,12 +44,15 @@ struct RunConfig {
   struct {
     GridConfig main, fgram;
     std::string communicator = "mpi";
+    bool overlap = true;
+    std::int64_t bucket_elements = 1 << 20;
+    double timeout = 600;  // seconds; 0: none
   } parallel;
   struct {
     std::string device = "cpu";
     std::string dtype = "fp32";
     int threads = 0;  // of each rank; 0: this node's cores / ranks on it
-    std::string recompute = "none";
+    Recompute recompute = Recompute::none;
   } compute;
   struct {
     double peak_lr = 6e-4;

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <set>
 
 #include "parallel/error.h"
+#include "parallel/watchdog.h"
 #include "trainer/learning_rate.h"
 #include "trainer/matrix_peak.h"
 
@@ -27,92 +27,96 @@ void lap(Clock::time_point& start, double& sum) {
   start = Clock::now();
 }
 
-/// Rank that owns an f-gram: a hash of its leading 2-gram, so that a subtree of the trie stays
-/// whole.
-int owner_of(std::int64_t leading_bigram, int ranks) {
-  auto hash = static_cast<std::uint64_t>(leading_bigram) + 0x9e3779b97f4a7c15ULL;
-  hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebULL;
-  return static_cast<int>((hash ^ (hash >> 31)) % static_cast<std::uint64_t>(ranks));
-}
-
 }  // namespace
 
 Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
     : config_(std::move(config)),
       backend_(backend),
       world_(world),
+      grids_(world, config_.parallel.main.tp, config_.parallel.fgram.tp),
       data_(open_run_data(config_)),
       width_(config_.model.main.width) {
   const ModelConfig& model = config_.model;
-  main_parameters_ = ParameterSet(main_parameter_specs(model), backend.device());
+  const auto part_of = [](const ProcessGrid& grid) {
+    return Part{grid.tensor_rank(), grid.tensor_size()};
+  };
+  const TensorParallel main_tp(grids_.main.tensor(), config_.parallel.main.sequence_parallel);
+  main_parameters_ =
+      ParameterSet(main_parameter_specs(model), backend.device(), true, part_of(grids_.main));
   main_parameters_.initialise(config_.run.seed);
-  main_model_ = std::make_unique<MainModel>(model, main_parameters_, backend,
-                                            config_.trainer.microbatch_tokens, true);
-  const AdamWSettings settings{.beta1 = config_.optimizer.betas[0],
-                               .beta2 = config_.optimizer.betas[1],
-                               .epsilon = config_.optimizer.epsilon,
-                               .weight_decay = config_.optimizer.weight_decay};
-  main_optimizer_ = std::make_unique<AdamW>(main_parameters_, backend, settings);
+  main_model_ = std::make_unique<MainModel>(
+      model, main_parameters_, backend,
+      MainModelOptions{.max_positions = config_.trainer.microbatch_tokens,
+                       .training = true,
+                       .tp = main_tp,
+                       .recompute = config_.compute.recompute});
+  main_optimizer_ = std::make_unique<DistributedOptimizer>(
+      main_parameters_, grids_.main, backend, optimizer_settings(config_.parallel.main));
   if (data_.vocabulary) {
-    fgram_parameters_ = ParameterSet(fgram_parameter_specs(model), backend.device());
+    const TensorParallel fgram_tp(grids_.fgram.tensor(), config_.parallel.fgram.sequence_parallel);
+    const TokenTable tokens = whole_token_table(main_parameters_);
+    fgram_parameters_ =
+        ParameterSet(fgram_parameter_specs(model), backend.device(), true, part_of(grids_.fgram));
     fgram_parameters_.initialise(config_.run.seed);
     fgram_model_ =
-        std::make_unique<FgramModel>(model, fgram_parameters_, main_parameters_, backend, true);
-    fgrams_ = std::make_unique<LiveFgramSource>(*data_.vocabulary, *fgram_model_, width_);
-    exchange_ = std::make_unique<FgramExchange>(world, width_);
-    fgram_optimizer_ = std::make_unique<AdamW>(fgram_parameters_, backend, settings);
+        std::make_unique<FgramModel>(model, fgram_parameters_, tokens, backend, true, fgram_tp);
+    fgrams_ =
+        std::make_unique<LiveFgramSource>(*data_.vocabulary, *fgram_model_, tokens, grids_, width_);
+    fgram_optimizer_ = std::make_unique<DistributedOptimizer>(
+        fgram_parameters_, grids_.fgram, backend, optimizer_settings(config_.parallel.fgram));
+    planner_ = std::make_unique<FgramPlanner>(*data_.vocabulary, world, grids_.main, grids_.fgram);
   }
   if (data_.validation) token_bytes_ = token_byte_lengths(*data_.tokenizer);
   resume();
-  batches_ = std::make_unique<BatchStream>(
-      *data_.train, data_.vocabulary.get(),
-      BatchStreamOptions{
-          .sequence_length = config_.trainer.sequence_length,
-          .batch_sequences = config_.trainer.batch_tokens / config_.trainer.sequence_length,
-          .rank = world.rank(),
-          .ranks = world.size(),
-          .seed = config_.run.seed,
-          .shuffle = true,
-          .attention_across_documents = config_.data.attention_across_documents,
-          .prefetch = config_.data.prefetch},
-      data_state_);
+  batches_ = std::make_unique<BatchStream>(*data_.train, data_.vocabulary.get(), stream_options(),
+                                           data_state_, planner_.get());
 }
 
 Trainer::~Trainer() = default;
+
+OptimizerSettings Trainer::optimizer_settings(const GridConfig& grid) const {
+  return {.beta1 = config_.optimizer.betas[0],
+          .beta2 = config_.optimizer.betas[1],
+          .epsilon = config_.optimizer.epsilon,
+          .weight_decay = config_.optimizer.weight_decay,
+          .zero = grid.zero > 0,
+          .sequence_parallel = grid.sequence_parallel,
+          .overlap = config_.parallel.overlap,
+          .bucket_elements = config_.parallel.bucket_elements};
+}
+
+BatchStreamOptions Trainer::stream_options() const {
+  const auto& trainer = config_.trainer;
+  return {.sequence_length = trainer.sequence_length,
+          .batch_sequences = trainer.batch_tokens / trainer.sequence_length,
+          .data = {grids_.main.data_rank(), grids_.main.data_size()},
+          .share = {grids_.main.tensor_rank(), grids_.main.tensor_size()},
+          .microbatch_sequences = trainer.microbatch_tokens / trainer.sequence_length,
+          .seed = config_.run.seed,
+          .shuffle = true,
+          .attention_across_documents = config_.data.attention_across_documents,
+          .prefetch = config_.data.prefetch};
+}
 
 StepMetrics Trainer::train_step() {
   const auto step_start = Clock::now();
   StepMetrics metrics;
   const Batch batch = batches_->next();
+  const std::int64_t own_targets = grids_.main.tensor_rank() == 0 ? batch.local_targets : 0;
   const std::int64_t targets =
-      std::max<std::int64_t>(1, world_.all_reduce_value(batch.local_targets, ReduceOp::sum));
+      std::max<std::int64_t>(1, world_.all_reduce_value(own_targets, ReduceOp::sum));
   main_parameters_.zero_gradients();
-  if (has_fgrams()) fgram_parameters_.zero_gradients();
-
-  const auto distinct = static_cast<std::int64_t>(batch.fgrams.size());
-  const Tensor rows = reserve_rows(rows_buffer_, distinct, width_);
-  const Tensor row_gradients = reserve_rows(row_gradients_buffer_, distinct, width_);
-  backend_.zero(row_gradients);
-  if (has_fgrams()) forward_fgrams(batch, rows, metrics);
-  const double loss_sum = run_main_model(
-      batch, rows, row_gradients, static_cast<float>(1.0 / static_cast<double>(targets)), metrics);
-  if (has_fgrams()) backward_fgrams(row_gradients, metrics);
-  metrics.grad_norm = reduce_gradients();
-
-  double sums[] = {loss_sum,
-                   batches_->last_wait_seconds(),
-                   stop_signal_.received() != 0 ? 1.0 : 0.0,
-                   metrics.main_seconds,
-                   metrics.fgram_seconds,
-                   metrics.exchange_seconds};
-  world_.all_reduce(std::span<double>(sums), ReduceOp::sum);
-  const auto ranks = static_cast<double>(world_.size());
-  metrics.loss = sums[0] / static_cast<double>(targets);
-  stop_requested_ = sums[2] > 0;
-  metrics.main_seconds = sums[3] / ranks;
-  metrics.fgram_seconds = sums[4] / ranks;
-  metrics.exchange_seconds = sums[5] / ranks;
+  if (has_fgrams()) {
+    fgram_parameters_.zero_gradients();
+    auto start = Clock::now();
+    fgrams_->compute(batch.plan);
+    lap(start, metrics.fgram_seconds);
+    metrics.fgram_seconds -= fgrams_->exchange_seconds();
+  }
+  const double loss_sum =
+      run_main_model(batch, static_cast<float>(1.0 / static_cast<double>(targets)), metrics);
+  if (has_fgrams()) backward_fgrams(metrics);
+  reduce(batch, loss_sum, targets, metrics);
   update_parameters(metrics);
 
   ++step_;
@@ -124,68 +128,111 @@ StepMetrics Trainer::train_step() {
   metrics.step_seconds = seconds_since(step_start);
   metrics.tokens_per_second =
       static_cast<double>(config_.trainer.batch_tokens) / metrics.step_seconds;
-  metrics.data_wait_share = sums[1] / ranks / metrics.step_seconds;
+  metrics.data_wait_share /= metrics.step_seconds;
   return metrics;
 }
 
-void Trainer::forward_fgrams(const Batch& batch, const Tensor& rows, StepMetrics& metrics) {
+double Trainer::run_main_model(const Batch& batch, float loss_scale, StepMetrics& metrics) {
+  const Phase phase("main model");
   auto start = Clock::now();
-  owners_.clear();
-  for (const std::int64_t id : batch.fgrams)
-    owners_.push_back(owner_of(data_.vocabulary->leading_bigram(id), world_.size()));
-  const std::vector<std::int64_t>& owned_ids = exchange_->plan(batch.fgrams, owners_);
-  owned_rows_ =
-      reserve_rows(owned_rows_buffer_, static_cast<std::int64_t>(owned_ids.size()), width_);
-  lap(start, metrics.exchange_seconds);
-  fgrams_->rows(owned_ids, owned_rows_);
-  lap(start, metrics.fgram_seconds);
-  exchange_->to_positions(owned_rows_.span<float>(), rows.span<float>());
-  lap(start, metrics.exchange_seconds);
-}
-
-double Trainer::run_main_model(const Batch& batch, const Tensor& rows, const Tensor& row_gradients,
-                               float loss_scale, StepMetrics& metrics) {
-  auto start = Clock::now();
-  double loss_sum = 0;
+  const auto distinct = static_cast<std::int64_t>(batch.fgrams.size());
+  const Tensor rows = reserve_rows(rows_buffer_, distinct, width_);
+  const Tensor row_gradients = reserve_rows(row_gradients_buffer_, distinct, width_);
+  backend_.zero(row_gradients);
   const std::int64_t length = batch.length;
   const std::int64_t microbatch = config_.trainer.microbatch_tokens / length;
-  for (std::int64_t first = 0; first < batch.sequences; first += microbatch) {
-    const std::int64_t count = std::min(microbatch, batch.sequences - first);
+  const std::int64_t count = (batch.sequences + microbatch - 1) / microbatch;
+  const double exchange_before = has_fgrams() ? fgrams_->exchange_seconds() : 0;
+  if (has_fgrams()) fgrams_->receive_rows(BatchCells::used_later, 0, rows);
+  double loss_sum = 0;
+  for (std::int64_t index = 0; index < count; ++index) {
+    const bool last = index + 1 == count;
+    const std::int64_t first = index * microbatch;
+    const std::int64_t sequences = std::min(microbatch, batch.sequences - first);
     auto part = [&](const std::vector<std::int32_t>& all) {
       return std::span(all).subspan(static_cast<std::size_t>(first * length),
-                                    static_cast<std::size_t>(count * length));
+                                    static_cast<std::size_t>(sequences * length));
     };
-    loss_sum += main_model_->forward_backward({.sequences = count,
-                                               .length = length,
-                                               .tokens = part(batch.tokens),
-                                               .targets = part(batch.targets),
-                                               .attention_start = part(batch.attention_start),
-                                               .row_of_position = part(batch.row_of_position)},
-                                              rows, row_gradients, loss_scale);
+    if (has_fgrams() && last) {  // what the other microbatches alone used travels meanwhile
+      if (count == 1) fgrams_->receive_rows(BatchCells::used_later, BatchCells::used_later, rows);
+      fgrams_->send_gradients(BatchCells::done_early, BatchCells::done_early, row_gradients);
+    }
+    loss_sum +=
+        main_model_->forward_backward({.sequences = sequences,
+                                       .length = length,
+                                       .tokens = part(batch.tokens),
+                                       .targets = part(batch.targets),
+                                       .attention_start = part(batch.attention_start),
+                                       .row_of_position = part(batch.row_of_position)},
+                                      rows, row_gradients, loss_scale, [&](std::int64_t offset) {
+                                        if (has_fgrams()) fgrams_->poll();
+                                        main_optimizer_->poll();
+                                        if (last) main_optimizer_->gradients_final(offset);
+                                      });
+    if (has_fgrams() && index == 0 && count > 1)
+      fgrams_->receive_rows(BatchCells::used_later, BatchCells::used_later, rows);
   }
+  if (has_fgrams()) fgrams_->send_gradients(BatchCells::done_early, 0, row_gradients);
   lap(start, metrics.main_seconds);
+  if (has_fgrams()) metrics.main_seconds -= fgrams_->exchange_seconds() - exchange_before;
   return loss_sum;
 }
 
-void Trainer::backward_fgrams(const Tensor& row_gradients, StepMetrics& metrics) {
+void Trainer::backward_fgrams(StepMetrics& metrics) {
   auto start = Clock::now();
-  exchange_->to_owners(row_gradients.span<float>(), owned_rows_.span<float>());
-  lap(start, metrics.exchange_seconds);
-  fgrams_->backward(owned_rows_);
+  const double exchange_before = fgrams_->exchange_seconds();
+  fgrams_->backward([this](std::int64_t offset) {
+    main_optimizer_->poll();
+    fgram_optimizer_->poll();
+    fgram_optimizer_->gradients_final(offset);
+  });
   lap(start, metrics.fgram_seconds);
+  metrics.fgram_seconds -= fgrams_->exchange_seconds() - exchange_before;
+  metrics.exchange_seconds = fgrams_->exchange_seconds();
 }
 
-double Trainer::reduce_gradients() {
-  double squared_norm = 0;
-  for (ParameterSet* parameters : {&main_parameters_, &fgram_parameters_}) {
-    if (parameters->size() == 0) continue;  // a baseline has no f-gram model
-    world_.all_reduce(parameters->flat_gradients().span<float>(), ReduceOp::sum);
-    squared_norm += backend_.squared_norm(parameters->flat_gradients());
+void Trainer::reduce(const Batch& batch, double loss_sum, std::int64_t targets,
+                     StepMetrics& metrics) {
+  const Phase phase("gradient reduction");
+  auto start = Clock::now();
+  main_optimizer_->finish_reduction();
+  double squared_norm = main_optimizer_->squared_norm();
+  if (has_fgrams()) {
+    fgram_optimizer_->finish_reduction();
+    squared_norm += fgram_optimizer_->squared_norm();
   }
-  return std::sqrt(squared_norm);
+  lap(start, metrics.reduction_seconds);
+  const auto number = [](std::int64_t count) { return static_cast<double>(count); };
+  const bool computes = has_fgrams() && grids_.fgram.tensor_rank() == 0;
+  double sums[] = {grids_.main.tensor_rank() == 0 ? loss_sum : 0.0,
+                   squared_norm,
+                   stop_signal_.received() != 0 ? 1.0 : 0.0,
+                   metrics.main_seconds,
+                   metrics.fgram_seconds,
+                   metrics.exchange_seconds,
+                   metrics.reduction_seconds,
+                   batches_->last_wait_seconds(),
+                   number(batch.plan.nodes + batch.plan.roots),
+                   computes ? number(fgrams_->nodes_computed()) : 0.0,
+                   has_fgrams() ? number(fgrams_->bytes_sent()) : 0.0};
+  world_.all_reduce(std::span<double>(sums), ReduceOp::sum);
+  const auto ranks = static_cast<double>(world_.size());
+  const auto batch_tokens = static_cast<double>(config_.trainer.batch_tokens);
+  metrics.loss = sums[0] / static_cast<double>(targets);
+  metrics.grad_norm = std::sqrt(sums[1]);
+  stop_requested_ = sums[2] > 0;
+  metrics.main_seconds = sums[3] / ranks;
+  metrics.fgram_seconds = sums[4] / ranks;
+  metrics.exchange_seconds = sums[5] / ranks;
+  metrics.reduction_seconds = sums[6] / ranks;
+  metrics.data_wait_share = sums[7] / ranks;  // of the step's seconds, once they are known
+  metrics.fgram_nodes_per_token = sums[8] / batch_tokens;
+  metrics.fgram_nodes_computed_per_token = sums[9] / batch_tokens;
+  metrics.exchange_bytes = static_cast<std::int64_t>(sums[10]);
 }
 
 void Trainer::update_parameters(StepMetrics& metrics) {
+  const Phase phase("parameter update");
   metrics.lr = learning_rate(config_, step_);
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   bad_steps_in_a_row_ = metrics.skipped ? bad_steps_in_a_row_ + 1 : 0;
@@ -197,7 +244,8 @@ void Trainer::update_parameters(StepMetrics& metrics) {
   if (has_fgrams()) fgram_optimizer_->step(updates_, metrics.lr, scale);
 }
 
-void Trainer::count_work(StepMetrics& metrics) {
+void Trainer::count_work(StepMetrics& metrics) const {
+  if (peak_ == 0) return;
   const ModelConfig& model = config_.model;
   const auto batch_tokens = static_cast<double>(config_.trainer.batch_tokens);
   const double attended = static_cast<double>(config_.trainer.sequence_length + 1) / 2;
@@ -205,41 +253,23 @@ void Trainer::count_work(StepMetrics& metrics) {
       2.0 * static_cast<double>(width_) * static_cast<double>(model.vocabulary_size);
   const double main_flops =
       3 * batch_tokens * (forward_flops_per_token(model.main, attended) + head);
-  if (peak_ > 0) metrics.main_peak_share = main_flops / metrics.main_seconds / peak_;
+  metrics.main_peak_share = main_flops / metrics.main_seconds / peak_;
   if (!has_fgrams()) return;
-  const auto computed =
-      static_cast<double>(world_.all_reduce_value(fgrams_->nodes_computed(), ReduceOp::sum));
-  metrics.fgram_nodes_per_token = static_cast<double>(global_distinct_nodes()) / batch_tokens;
-  metrics.fgram_nodes_computed_per_token = computed / batch_tokens;
   const double mean_depth = static_cast<double>(model.fgram.context + 1) / 2;
-  const double fgram_flops = 3 * computed * forward_flops_per_token(model.fgram, mean_depth);
-  if (peak_ > 0) metrics.fgram_peak_share = fgram_flops / metrics.fgram_seconds / peak_;
-}
-
-std::int64_t Trainer::global_distinct_nodes() {
-  const FgramTrie& trie = fgrams_->trie();
-  std::int64_t nodes =
-      world_.all_reduce_value(trie.size() - trie.roots, ReduceOp::sum);  // owned by one rank each
-  if (world_.size() == 1) return nodes + trie.roots;
-  std::vector<std::int32_t> roots;
-  for (std::size_t i = 0; i < trie.token.size(); ++i)
-    if (trie.parent[i] < 0) roots.push_back(trie.token[i]);
-  std::set<std::int32_t> distinct_roots;
-  for (const auto& bytes : world_.all_gather(std::as_bytes(std::span(roots)))) {
-    const auto* tokens = reinterpret_cast<const std::int32_t*>(bytes.data());
-    distinct_roots.insert(tokens, tokens + bytes.size() / sizeof(std::int32_t));
-  }
-  return nodes + static_cast<std::int64_t>(distinct_roots.size());
+  const double fgram_flops = 3 * metrics.fgram_nodes_computed_per_token * batch_tokens *
+                             forward_flops_per_token(model.fgram, mean_depth);
+  metrics.fgram_peak_share = fgram_flops / metrics.fgram_seconds / peak_;
 }
 
 EvaluationResult Trainer::evaluate_validation() {
+  const Phase phase("evaluation");
   return evaluate(
       *data_.validation, data_.vocabulary.get(), *main_model_, fgrams_.get(), width_, token_bytes_,
       {.sequence_length = config_.trainer.sequence_length,
        .microbatch_sequences = config_.trainer.microbatch_tokens / config_.trainer.sequence_length,
        .tokens = config_.trainer.eval_tokens,
        .attention_across_documents = config_.data.attention_across_documents},
-      world_);
+      world_, grids_.main);
 }
 
 TrainingResult Trainer::run() {

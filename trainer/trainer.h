@@ -6,12 +6,12 @@
 #include <optional>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "data/batch_stream.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "parallel/communicator.h"
-#include "parallel/fgram_exchange.h"
-#include "trainer/adamw.h"
+#include "trainer/distributed_optimizer.h"
 #include "trainer/embedding_source.h"
 #include "trainer/evaluation.h"
 #include "trainer/metrics.h"
@@ -30,13 +30,13 @@ struct TrainingResult {
   double seconds = 0;
 };
 
-/// Trains the two models of a run, data-parallel over the ranks of `world`. Every method is
+/// Trains the two models of a run, each over its own grid of the ranks of `world`. Every method is
 /// collective over it.
 class Trainer {
  public:
-  /// Opens the data, makes both models, and resumes from the newest valid checkpoint of run.folder
-  /// where there is one. Throws InputError for unfit data, or a checkpoint of another model or
-  /// other data.
+  /// Opens the data, makes this rank's part of both models, and resumes from the newest valid
+  /// checkpoint of run.folder where there is one. Throws InputError for unfit data, for grids that
+  /// the ranks or the models do not fit, or a checkpoint of another model or other data.
   Trainer(RunConfig config, Backend& backend, Communicator& world);
   ~Trainer();
 
@@ -50,30 +50,36 @@ class Trainer {
   void save_checkpoint();
 
   const RunConfig& config() const { return config_; }
+  const RunGrids& grids() const { return grids_; }
   ParameterSet& main_parameters() { return main_parameters_; }
-  ParameterSet& fgram_parameters() { return fgram_parameters_; }
+  ParameterSet& fgram_parameters() { return fgram_parameters_; }  // empty for a baseline
+  DistributedOptimizer& main_optimizer() { return *main_optimizer_; }
+  DistributedOptimizer& fgram_optimizer() { return *fgram_optimizer_; }
 
  private:
   bool has_fgrams() const { return fgram_model_ != nullptr; }
   void print_start(double peak) const;
   void resume();
   CheckpointManifest manifest() const;
-  std::vector<NamedTensor> state_tensors() const;
+  /// Boxes of parameters and moments; see DistributedOptimizer::state.
+  std::vector<TensorSlice> state(bool for_writing) const;
+  OptimizerSettings optimizer_settings(const GridConfig& grid) const;
+  BatchStreamOptions stream_options() const;
   // The parts of train_step, in order; each adds its seconds to the metrics.
-  void forward_fgrams(const Batch& batch, const Tensor& rows, StepMetrics& metrics);
-  /// Returns this rank's sum of losses; row_gradients are added to.
-  double run_main_model(const Batch& batch, const Tensor& rows, const Tensor& row_gradients,
-                        float loss_scale, StepMetrics& metrics);
-  void backward_fgrams(const Tensor& row_gradients, StepMetrics& metrics);
-  /// Sums the gradients over the ranks; returns their norm over both models.
-  double reduce_gradients();
+  /// Forward and backward of all microbatches; returns this rank's sum of losses. Receives rows and
+  /// sends row gradients as they are needed and done.
+  double run_main_model(const Batch& batch, float loss_scale, StepMetrics& metrics);
+  void backward_fgrams(StepMetrics& metrics);
+  /// Sums gradients, and what the metrics need, over the ranks. Sets loss, gradient norm, seconds
+  /// and counts of nodes.
+  void reduce(const Batch& batch, double loss_sum, std::int64_t targets, StepMetrics& metrics);
   void update_parameters(StepMetrics& metrics);
-  void count_work(StepMetrics& metrics);
-  std::int64_t global_distinct_nodes();
+  void count_work(StepMetrics& metrics) const;
 
   RunConfig config_;
   Backend& backend_;
   Communicator& world_;
+  RunGrids grids_;
   StopSignal stop_signal_;
   RunData data_;
   std::int64_t width_ = 0;
@@ -81,8 +87,8 @@ class Trainer {
   std::unique_ptr<MainModel> main_model_;
   std::unique_ptr<FgramModel> fgram_model_;
   std::unique_ptr<LiveFgramSource> fgrams_;
-  std::unique_ptr<FgramExchange> exchange_;
-  std::unique_ptr<AdamW> main_optimizer_, fgram_optimizer_;
+  std::unique_ptr<DistributedOptimizer> main_optimizer_, fgram_optimizer_;
+  std::unique_ptr<FgramPlanner> planner_;  // used by the batch stream's thread
   std::unique_ptr<BatchStream> batches_;
   std::unique_ptr<MetricsLog> metrics_log_;
   std::vector<std::int32_t> token_bytes_;
@@ -94,9 +100,7 @@ class Trainer {
   double peak_ = 0;  // FLOP/s of all ranks together
   bool stop_requested_ = false;
   std::optional<double> validation_loss_;
-  Tensor rows_buffer_, row_gradients_buffer_, owned_rows_buffer_;
-  Tensor owned_rows_;  // of the step under way: rows in forward, their gradients in backward
-  std::vector<int> owners_;
+  Tensor rows_buffer_, row_gradients_buffer_;
 };
 
 }  // namespace scone

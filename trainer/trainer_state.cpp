@@ -12,12 +12,6 @@
 namespace scone {
 namespace {
 
-std::int64_t parameter_count(const ParameterSet& parameters) {
-  std::int64_t count = 0;
-  for (std::size_t i = 0; i < parameters.size(); ++i) count += parameters.value(i).elements();
-  return count;
-}
-
 double mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 /// Throws InputError unless a checkpoint's value equals this run's.
@@ -37,17 +31,13 @@ void expect_equal(const std::filesystem::path& checkpoint, const std::string& wh
 
 }  // namespace
 
-std::vector<NamedTensor> Trainer::state_tensors() const {
-  std::vector<NamedTensor> tensors;
-  auto add = [&](const ParameterSet& parameters, const AdamW& optimizer) {
-    for (std::size_t i = 0; i < parameters.size(); ++i)
-      tensors.push_back({"parameters/" + parameters.spec(i).name, parameters.value(i)});
-    const auto moments = optimizer.state();
-    tensors.insert(tensors.end(), moments.begin(), moments.end());
-  };
-  add(main_parameters_, *main_optimizer_);
-  if (has_fgrams()) add(fgram_parameters_, *fgram_optimizer_);
-  return tensors;
+std::vector<TensorSlice> Trainer::state(bool for_writing) const {
+  std::vector<TensorSlice> slices = main_optimizer_->state(for_writing);
+  if (has_fgrams()) {
+    const auto of_fgrams = fgram_optimizer_->state(for_writing);
+    slices.insert(slices.end(), of_fgrams.begin(), of_fgrams.end());
+  }
+  return slices;
 }
 
 CheckpointManifest Trainer::manifest() const {
@@ -76,9 +66,10 @@ CheckpointManifest Trainer::manifest() const {
 }
 
 void Trainer::save_checkpoint() {
+  const std::vector<NamedTensor> tensors = gather_tensors(world_, state(true));
   if (world_.rank() == 0) {
     const auto path = write_checkpoint(std::filesystem::path(config_.run.folder) / "checkpoints",
-                                       manifest(), state_tensors(), config_.checkpoint.keep);
+                                       manifest(), tensors, config_.checkpoint.keep);
     spdlog::info("checkpoint {}", path.string());
   }
   world_.barrier();
@@ -117,7 +108,7 @@ void Trainer::resume() {
   if (data_.vocabulary)
     expect_equal(chosen, "fgrams.vocabulary", saved.fgrams.at("fingerprint"),
                  own.fgrams.at("fingerprint"));
-  read_tensors(chosen, state_tensors());
+  read_slices(chosen, state(false));
   step_ = saved.step;
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
@@ -140,8 +131,11 @@ void Trainer::print_start(double peak) const {
 
   const std::size_t main_bytes = main_parameters_.flat_values().bytes();
   const std::size_t fgram_bytes = has_fgrams() ? fgram_parameters_.flat_values().bytes() : 0;
-  const std::size_t adam_main = main_optimizer_->bytes();
-  const std::size_t adam_fgram = has_fgrams() ? fgram_optimizer_->bytes() : 0;
+  const std::size_t adam_main = main_optimizer_->moment_bytes();
+  const std::size_t adam_fgram = has_fgrams() ? fgram_optimizer_->moment_bytes() : 0;
+  const std::size_t gradients_main = main_bytes + main_optimizer_->gradient_bytes();
+  const std::size_t gradients_fgram =
+      has_fgrams() ? fgram_bytes + fgram_optimizer_->gradient_bytes() : 0;
   const std::size_t activations_main = main_model_->activation_bytes();
   const std::size_t activations_fgram = has_fgrams() ? fgram_model_->activation_bytes() : 0;
   std::string table = fmt::format("memory of each rank, MiB {:>14}{:>14}", "main", "f-gram");
@@ -150,27 +144,42 @@ void Trainer::print_start(double peak) const {
         fmt::format("\n  {:<22} {:>14.1f}{:>14.1f}", name, mebibytes(of_main), mebibytes(of_fgram));
   };
   row("parameters", main_bytes, fgram_bytes);
-  row("gradients", main_bytes, fgram_bytes);
+  row("gradients", gradients_main, gradients_fgram);
   row("AdamW moments", adam_main, adam_fgram);
   row("activations", activations_main, activations_fgram);
   // Of f-gram rows and their gradients: here, at their owner, in the exchange's buffers and at
   // their nodes; a position asks for one at most.
-  const std::int64_t positions = config_.trainer.batch_tokens / world_.size();
+  const std::int64_t positions = config_.trainer.batch_tokens / world_.size();  // a rank's share
   const std::size_t row_bytes = has_fgrams() ? static_cast<std::size_t>(positions * width_) *
                                                    sizeof(float) * (world_.size() > 1 ? 6 : 4)
                                              : 0;
   row("f-gram rows, at most", 0, row_bytes);
-  row("sum", 2 * main_bytes + adam_main + activations_main,
-      2 * fgram_bytes + adam_fgram + activations_fgram + row_bytes);
+  row("sum", main_bytes + gradients_main + adam_main + activations_main,
+      fgram_bytes + gradients_fgram + adam_fgram + activations_fgram + row_bytes);
   spdlog::info(table);
 
-  const std::int64_t embedding =
-      main_parameters_.value(main_parameters_.find("main.token_embedding")).elements();
-  const std::int64_t main_count = parameter_count(main_parameters_);
+  for (const ProcessGrid* grid : {&grids_.main, &grids_.fgram}) {
+    if (grid == &grids_.fgram && !has_fgrams()) continue;
+    const GridConfig& sharding =
+        grid == &grids_.main ? config_.parallel.main : config_.parallel.fgram;
+    spdlog::info(
+        "{} model on tp {} x dp {}{}{}", grid->model() == "main" ? "main" : "f-gram",
+        grid->tensor_size(), grid->data_size(),
+        sharding.zero > 0 ? ", optimizer state cut over dp (ZeRO-1)" : "",
+        sharding.sequence_parallel && grid->tensor_size() > 1 ? ", sequence parallel" : "");
+    if (grid->tensor_crosses_nodes())
+      spdlog::warn(
+          "parallel.{}.tp {}: some tensor-parallel groups have ranks on several nodes, which is "
+          "slow; choose a tp that divides the ranks of a node",
+          grid->model(), grid->tensor_size());
+  }
+  const ModelConfig& model = config_.model;
+  const std::int64_t embedding = model.vocabulary_size * width_;
+  const std::int64_t main_count = global_elements(main_parameters_);
   spdlog::info(
       "main model {:.2f}M parameters ({:.2f}M without token embedding), f-gram model {:.2f}M",
       static_cast<double>(main_count) / 1e6, static_cast<double>(main_count - embedding) / 1e6,
-      has_fgrams() ? static_cast<double>(parameter_count(fgram_parameters_)) / 1e6 : 0.0);
+      has_fgrams() ? static_cast<double>(global_elements(fgram_parameters_)) / 1e6 : 0.0);
   spdlog::info(
       "data {} tokens in {} documents{}; {} steps of {} tokens on {}; matrix peak {:.0f} GFLOP/s",
       data_.train->tokens(), data_.train->documents(),

@@ -43,13 +43,22 @@ nlohmann::json byte_vocabulary() {
 
 }  // namespace
 
-fs::path write_byte_tokenizer(const fs::path& folder) {
+fs::path write_byte_tokenizer(const fs::path& folder, int special_tokens) {
   const nlohmann::json pre_tokenizer = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}};
   const nlohmann::json model = {
       {"type", "BPE"}, {"vocab", byte_vocabulary()}, {"merges", nlohmann::json::array()}};
+  nlohmann::json added = nlohmann::json::array();
+  for (int i = 0; i < special_tokens; ++i)
+    added.push_back({{"id", 256 + i},
+                     {"content", "<special" + std::to_string(i) + ">"},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
   const nlohmann::json json = {{"version", "1.0"},
-                               {"added_tokens", nlohmann::json::array()},
+                               {"added_tokens", added},
                                {"normalizer", nullptr},
                                {"pre_tokenizer", pre_tokenizer},
                                {"decoder", {{"type", "ByteLevel"}}},

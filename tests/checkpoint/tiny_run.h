@@ -24,9 +24,10 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// Writes folder/tokenizer.json, byte-level BPE of the 256 bytes without merges, and returns its
-/// path.
-std::filesystem::path write_byte_tokenizer(const std::filesystem::path& folder);
+/// Writes folder/tokenizer.json, byte-level BPE of the 256 bytes without merges and some special
+/// tokens after them, and returns its path.
+std::filesystem::path write_byte_tokenizer(const std::filesystem::path& folder,
+                                           int special_tokens = 0);
 
 /// What a training run leaves, as small as it can be: a byte-level tokenizer of 256 tokens, an
 /// f-gram vocabulary of 2-, 3- and 4-grams of which some share roots and prefixes, and a checkpoint

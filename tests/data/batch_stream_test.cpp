@@ -162,8 +162,7 @@ TEST_F(BatchStreamTest, UnionOverRanksIsTheGlobalBatch) {
     std::vector<std::unique_ptr<BatchStream>> streams;
     for (int rank = 0; rank < ranks; ++rank) {
       BatchStreamOptions own = options();
-      own.rank = rank;
-      own.ranks = ranks;
+      own.data = {rank, ranks};
       streams.push_back(std::make_unique<BatchStream>(*corpus_, vocabulary_.get(), own));
     }
     for (const Batch& global : expected) {
@@ -215,7 +214,7 @@ TEST_F(BatchStreamTest, RefusesWhatCannotWork) {
   bad.sequence_length -= 1;
   EXPECT_NO_THROW(BatchStream(*corpus_, nullptr, bad));
   bad = options(2);
-  bad.ranks = 3;
+  bad.data = {0, 3};
   EXPECT_THROW(BatchStream(*corpus_, nullptr, bad), InputError);
   EXPECT_THROW(BatchStream(*corpus_, nullptr, options(), {0, samples_ + 1}), InputError);
 }

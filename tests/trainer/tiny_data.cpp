@@ -6,12 +6,17 @@
 
 namespace scone {
 
-TinyData::TinyData() {
-  const auto tokenizer = load_tokenizer(write_byte_tokenizer(folder_.path()));
-  write_shard(folder_ / "train.h5", random_documents(1, 60, 120, 40), 256,
-              tokenizer->fingerprint());
-  write_shard(folder_ / "validation.h5", random_documents(2, 20, 120, 40), 256,
-              tokenizer->fingerprint());
+TinyData::TinyData(int special_tokens) {
+  const auto tokenizer = load_tokenizer(write_byte_tokenizer(folder_.path(), special_tokens));
+  const int vocabulary = 256 + special_tokens;
+  const auto write = [&](const char* name, std::uint64_t seed, int documents) {
+    Documents all = random_documents(seed, documents, 120, 40);
+    for (auto& document : all)  // 40 tokens, over all of the vocabulary, its last included
+      for (std::int32_t& token : document) token = vocabulary - 1 - 6 * token;
+    write_shard(folder_ / name, all, vocabulary, tokenizer->fingerprint());
+  };
+  write("train.h5", 1, 60);
+  write("validation.h5", 2, 20);
   FgramBuildOptions options;
   options.size = 500;
   options.max_length = 4;

@@ -12,7 +12,8 @@ namespace scone {
 /// tokenizer, and the f-gram vocabulary counted on the shards. The same content in every object.
 class TinyData {
  public:
-  TinyData();
+  /// special_tokens: beyond the 256 bytes, for vocabularies that no power of two divides.
+  explicit TinyData(int special_tokens = 0);
   /// A run of width 16 on it, in the scratch folder: batches of 8 sequences of 32 tokens.
   /// fgram_layers 0: a baseline.
   RunConfig run(const std::string& name, std::int64_t fgram_layers) const;

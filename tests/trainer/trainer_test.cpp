@@ -7,7 +7,6 @@
 #include <fstream>
 
 #include "checkpoint/bake.h"
-#include "layout_checks.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "tiny_data.h"
@@ -16,10 +15,6 @@
 
 namespace scone {
 namespace {
-
-TEST(Trainer, ThreeRanksAgreeWithOneRank) {
-  run_as_threads(3, [](Communicator& world) { check_against_one_rank(world, 2); });
-}
 
 TEST(Trainer, LossFallsAndMetricsHaveALineAStep) {
   const TinyData data;
