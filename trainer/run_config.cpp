@@ -306,11 +306,11 @@ void validate(const ConfigReader& reader, int ranks) {
     reader.fail("data.train", "expected a path or a list of paths, found an empty list");
   check_transformer(reader, "model.main.", config.model.main);
   const bool has_fgrams = config.model.fgram.layers > 0;
+  if (has_fgrams) check_transformer(reader, "model.fgram.", config.model.fgram);
   check_grid(reader, "main", config.parallel.main, config.model.main, ranks);
-  if (has_fgrams) {
-    check_transformer(reader, "model.fgram.", config.model.fgram);
-    check_grid(reader, "fgram", config.parallel.fgram, config.model.fgram, ranks);
-  }
+  // A baseline's f-gram grid is made of the same ranks, though nothing runs on it.
+  check_grid(reader, "fgram", config.parallel.fgram,
+             has_fgrams ? config.model.fgram : config.model.main, ranks);
   if (has_fgrams && config.fgrams.vocabulary.empty())
     reader.fail("fgrams.vocabulary",
                 fmt::format("needed where model.fgram.layers is {}; give a file of `scone fgrams`, "

@@ -203,7 +203,8 @@ TEST_F(RunConfigTest, ImpossibleCombinationsNameTheMend) {
               HasSubstr("longer than model.main.context 128"));
   EXPECT_EQ(override_error("trainer.batch_tokens=2Ki", 16), "");
   EXPECT_THAT(override_error("trainer.batch_tokens=2Ki", 17),
-              HasSubstr("16 sequences of 128 for 17 ranks; give at least 2176 tokens"));
+              HasSubstr("16 sequences of 128 for 17 data-parallel ranks (17 ranks / "
+                        "parallel.main.tp 1); give at least 2176 tokens"));
   EXPECT_THAT(override_error("model.fgram.layers=1"), HasSubstr("fgrams.vocabulary: needed where"));
   EXPECT_THAT(override_error("fgrams.vocabulary=f.h5"), HasSubstr("model.fgram.layers is 0"));
   EXPECT_THAT(override_error("optimizer.betas=[0.9]"), HasSubstr("expected two numbers"));
@@ -213,14 +214,36 @@ TEST_F(RunConfigTest, ImpossibleCombinationsNameTheMend) {
   EXPECT_THAT(override_error("data.train=[]"), HasSubstr("empty list"));
 }
 
+TEST_F(RunConfigTest, ImpossibleGridsNameTheNearestValues) {
+  EXPECT_EQ(override_error("parallel.main.tp=3", 8),
+            "command line: parallel.main.tp: 3 does not divide the 8 ranks; the nearest valid "
+            "values are 2 and 4");
+  EXPECT_EQ(override_error("parallel.main.tp=8", 8),
+            "command line: parallel.main.tp: 8 does not divide model.main.heads 4; the nearest "
+            "valid value is 4");
+  EXPECT_EQ(error(kSmall, {"model.main.ffw=250", "parallel.main.tp=4"}, 8),
+            "command line: parallel.main.tp: 4 does not divide model.main.ffw 250; the nearest "
+            "valid value is 2");
+  EXPECT_THAT(error(kSmall, {"model.fgram.layers=1", "fgrams.vocabulary=f.h5",
+                             "model.fgram.heads=2", "parallel.fgram.tp=4"},
+                    4),
+              HasSubstr("parallel.fgram.tp: 4 does not divide model.fgram.heads 2; the nearest "
+                        "valid value is 2"));
+  EXPECT_EQ(error(kSmall, {"parallel.main.tp=4", "trainer.batch_tokens=256"}, 8), "");
+  EXPECT_THAT(error(kSmall, {"parallel.main.tp=2", "trainer.batch_tokens=256"}, 8),
+              HasSubstr("2 sequences of 128 for 4 data-parallel ranks"));
+  EXPECT_THAT(override_error("parallel.main.tp=0"), HasSubstr("expected at least 1, found 0"));
+  EXPECT_THAT(override_error("parallel.fgram.tp=0"), HasSubstr("expected at least 1, found 0"));
+  EXPECT_THAT(override_error("parallel.main.zero=2"), HasSubstr("expected 0 or 1, found 2"));
+  EXPECT_THAT(override_error("parallel.timeout=-1"), HasSubstr("parallel.timeout"));
+  EXPECT_THAT(override_error("compute.recompute=layer"),
+              HasSubstr("expected one of none, attention, block, found 'layer'"));
+}
+
 TEST_F(RunConfigTest, WhatIsNotBuiltIsRefused) {
   for (const auto& [override, use] : std::vector<std::pair<std::string, std::string>>{
            {"compute.device=cuda", "use cpu"},
            {"compute.dtype=bf16", "use fp32"},
-           {"compute.recompute=layer", "use none"},
-           {"parallel.main.tp=2", "use 1"},
-           {"parallel.fgram.zero=1", "use 0"},
-           {"parallel.main.sequence_parallel=true", "use false"},
            {"parallel.communicator=nccl", "use mpi"},
            {"checkpoint.async=true", "use false"},
            {"logging.tensorboard=true", "use false"}}) {
