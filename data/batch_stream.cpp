@@ -97,7 +97,9 @@ class BatchMaker {
     number_rows(batch);
     if (planner_) {
       cell_rows(batch);
-      batch.plan = planner_->plan(batch.fgrams, cell_, BatchCells::count);
+      batch.plan = options_.share_fgrams
+                       ? planner_->plan(batch.fgrams, cell_, BatchCells::count)
+                       : planner_->plan_unshared(batch.fgrams, cell_, BatchCells::count);
     }
     batch.state_after = next_;
     return batch;
@@ -155,13 +157,19 @@ class BatchMaker {
     for (const std::int64_t id : batch.match) {
       if (id >= 0) all.push_back(id);
     }
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
+    if (options_.share_fgrams) {
+      std::sort(all.begin(), all.end());
+      all.erase(std::unique(all.begin(), all.end()), all.end());
+    }
     const Slice share = slice_of(static_cast<std::int64_t>(all.size()), options_.share);
     batch.fgrams.assign(all.begin() + share.begin, all.begin() + share.begin + share.count);
+    std::int64_t match = 0;
     for (std::size_t i = 0; i < batch.match.size(); ++i) {
       if (batch.match[i] < 0) continue;
-      const auto at = std::lower_bound(all.begin(), all.end(), batch.match[i]) - all.begin();
+      const std::int64_t at =
+          options_.share_fgrams
+              ? std::lower_bound(all.begin(), all.end(), batch.match[i]) - all.begin()
+              : match++;
       const bool own = at >= share.begin && at < share.begin + share.count;
       batch.row_of_position[i] = own ? static_cast<std::int32_t>(at - share.begin) : -2;
     }

@@ -22,6 +22,7 @@ struct BatchStreamOptions {
   Part data;   // data-parallel part: a contiguous slice of the sequences, sizes differ by at most 1
   Part share;  // tensor-parallel part: the ranks that read the same slice share its f-grams out
   std::int64_t microbatch_sequences = 0;  // of a step's microbatches; 0: one
+  bool share_fgrams = true;  // false: a row for every match, computed by itself
   std::uint64_t seed = 0;
   bool shuffle = true;
   bool attention_across_documents = false;
@@ -45,7 +46,8 @@ struct Batch {
   std::vector<std::int64_t>
       match;  // f-gram id of the longest match ending there; -1: none. A match
               // starts inside the sequence and inside the document, always.
-  std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending
+  std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending;
+                                     // without sharing: of all of them, by position
   std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share
                                               // of another rank
   FgramPlan plan;  // where the stream was given a planner; its rows' cells: see below

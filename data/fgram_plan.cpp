@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <stdexcept>
 
 #include "parallel/sharding.h"
 
@@ -80,6 +82,34 @@ FgramPlan FgramPlanner::plan(std::span<const std::int64_t> ids, std::span<const 
     row = plan.trie.node_of_fgram[static_cast<std::size_t>(place_of(group_ids, row))];
   if (fgram_tensor_->rank() == 0) plan.nodes = plan.trie.size() - plan.trie.roots;
   plan.roots = count_roots(plan.trie);
+  if (main_tensor_->size() > 1) share_tokens(plan);
+  return plan;
+}
+
+FgramPlan FgramPlanner::plan_unshared(std::span<const std::int64_t> ids,
+                                      std::span<const std::uint8_t> cell, int cells) {
+  if (fgram_tensor_->size() > 1)
+    throw std::logic_error("plan_unshared with a tensor-parallel f-gram model");
+  std::vector<std::int64_t> matches(ids.size());
+  std::iota(matches.begin(), matches.end(), 0);
+  const std::vector<int> owner(ids.size(), world_->rank());
+  FgramPlan plan;
+  plan.rows = plan_rows(*world_, matches, owner, cell, cells);
+  FgramTrie& trie = plan.trie;
+  std::vector<std::int64_t> leaf;
+  for (const std::int64_t id : ids) {
+    const std::vector<std::int32_t> tokens = vocabulary_.tokens(id);
+    for (std::size_t depth = 0; depth < tokens.size(); ++depth) {
+      trie.parent.push_back(depth == 0 ? -1 : static_cast<std::int32_t>(trie.size()) - 1);
+      trie.token.push_back(tokens[depth]);
+      trie.depth.push_back(static_cast<std::int32_t>(depth));
+    }
+    leaf.push_back(trie.size() - 1);
+    ++trie.roots;
+  }
+  for (std::int64_t& row : plan.rows.served) row = leaf[static_cast<std::size_t>(row)];
+  plan.nodes = trie.size() - trie.roots;
+  plan.roots = trie.roots;
   if (main_tensor_->size() > 1) share_tokens(plan);
   return plan;
 }

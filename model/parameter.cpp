@@ -147,10 +147,9 @@ Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicato
   return global;
 }
 
-std::int64_t global_elements(const ParameterSet& parameters) {
+std::int64_t global_elements(std::span<const ParameterSpec> specs) {
   std::int64_t count = 0;
-  for (std::size_t i = 0; i < parameters.size(); ++i)
-    count += elements_of(parameters.spec(i).shape);
+  for (const ParameterSpec& spec : specs) count += elements_of(spec.shape);
   return count;
 }
 

@@ -44,6 +44,7 @@ class ParameterSet {
   std::size_t size() const { return specs_.size(); }
   std::int64_t elements() const { return flat_values_.elements(); }
   const ParameterSpec& spec(std::size_t i) const { return specs_.at(i); }
+  std::span<const ParameterSpec> specs() const { return specs_; }
   const Part& part() const { return part_; }
   /// Where parameter i begins in the flat buffers.
   std::int64_t offset(std::size_t i) const { return offsets_.at(i); }
@@ -69,8 +70,8 @@ class ParameterSet {
 /// each rank's shard (a value, a gradient, a moment).
 Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicator& group);
 
-/// Parameters in all, over the ranks of a tensor-parallel group.
-std::int64_t global_elements(const ParameterSet& parameters);
+/// Elements of the global tensors together.
+std::int64_t global_elements(std::span<const ParameterSpec> specs);
 
 /// Standard normal numbers by (seed, stream name, index), from Philox4x32-10: the same whatever the
 /// order or the grid. out[i] is number first_index + i of the stream.

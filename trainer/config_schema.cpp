@@ -217,6 +217,9 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(fgrams.size, "use the first S f-grams; 0: all");
   SCONE_KEY(fgrams.max_length, "use f-grams of at most so many tokens; 0: as the file has them");
 
+  SCONE_KEY(fgrams.share,
+            "compute what matches share once; false: each by itself, the paper's way");
+
   SCONE_KEY(model.main.width, "d, of both models");
   SCONE_KEY(model.main.layers, "transformer blocks");
   SCONE_KEY(model.main.heads, "attention heads; they share the width");

@@ -321,6 +321,9 @@ void validate(const ConfigReader& reader, int ranks) {
                 fmt::format("'{}' is given, but model.fgram.layers is 0; give the f-gram model "
                             "layers, or leave the vocabulary out",
                             config.fgrams.vocabulary));
+  if (!config.fgrams.share && config.parallel.fgram.tp > 1)
+    reader.fail("fgrams.share", fmt::format("false needs parallel.fgram.tp 1, found {}",
+                                            config.parallel.fgram.tp));
   if (config.fgrams.max_length == 1)
     reader.fail("fgrams.max_length", "expected 0 or at least 2, found 1");
   auto at_least_one = [&](const char* key, std::int64_t value) {

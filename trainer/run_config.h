@@ -38,6 +38,7 @@ struct RunConfig {
     std::string vocabulary;  // file of `scone fgrams`; needed where model.fgram.layers > 0
     std::int64_t size = 0;   // first S f-grams; 0: all
     int max_length = 0;      // 0: the file's
+    bool share = true;       // false: every match is computed by itself
   } fgrams;
   /// vocabulary_size and fgram.context are filled in from the data when the run starts.
   ModelConfig model;

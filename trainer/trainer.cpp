@@ -92,6 +92,7 @@ BatchStreamOptions Trainer::stream_options() const {
           .data = {grids_.main.data_rank(), grids_.main.data_size()},
           .share = {grids_.main.tensor_rank(), grids_.main.tensor_size()},
           .microbatch_sequences = trainer.microbatch_tokens / trainer.sequence_length,
+          .share_fgrams = config_.fgrams.share,
           .seed = config_.run.seed,
           .shuffle = true,
           .attention_across_documents = config_.data.attention_across_documents,

@@ -175,11 +175,11 @@ void Trainer::print_start(double peak) const {
   }
   const ModelConfig& model = config_.model;
   const std::int64_t embedding = model.vocabulary_size * width_;
-  const std::int64_t main_count = global_elements(main_parameters_);
+  const std::int64_t main_count = global_elements(main_parameters_.specs());
   spdlog::info(
       "main model {:.2f}M parameters ({:.2f}M without token embedding), f-gram model {:.2f}M",
       static_cast<double>(main_count) / 1e6, static_cast<double>(main_count - embedding) / 1e6,
-      has_fgrams() ? static_cast<double>(global_elements(fgram_parameters_)) / 1e6 : 0.0);
+      has_fgrams() ? static_cast<double>(global_elements(fgram_parameters_.specs())) / 1e6 : 0.0);
   spdlog::info(
       "data {} tokens in {} documents{}; {} steps of {} tokens on {}; matrix peak {:.0f} GFLOP/s",
       data_.train->tokens(), data_.train->documents(),

@@ -91,6 +91,7 @@ RunConfig on_one_rank(RunConfig config) {
   config.trainer.microbatch_tokens = config.trainer.batch_tokens;
   config.model.fgram_chunk_nodes = 1 << 14;
   config.model.fgram_recompute = FgramRecompute::none;
+  config.fgrams.share = true;
   return config;
 }
 
@@ -101,7 +102,6 @@ double Deviation::largest() const {
 Deviation compare(const Trajectory& found, const Trajectory& expected) {
   Deviation deviation;
   EXPECT_EQ(found.names, expected.names);
-  EXPECT_EQ(found.nodes_per_token, expected.nodes_per_token);  // distinct, so exact on any grid
   for (std::size_t step = 0; step < expected.losses.size(); ++step) {
     deviation.loss = std::max(deviation.loss, relative(found.losses[step], expected.losses[step]));
     deviation.gradient_norm =
@@ -124,6 +124,8 @@ void check_trajectory(Communicator& world, const RunConfig& config, const Trajec
                       const std::string& what) {
   const Trajectory found = run_trajectory(world, config, static_cast<int>(expected.losses.size()));
   if (world.rank() != 0) return;
+  if (config.fgrams.share)  // distinct nodes, so exact on any grid
+    EXPECT_EQ(found.nodes_per_token, expected.nodes_per_token);
   const Deviation deviation = compare(found, expected);
   std::printf(
       "%s: loss %.1e, gradient norm %.1e, gradients %.1e, parameters %.1e, validation loss %.1e\n",

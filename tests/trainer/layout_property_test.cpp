@@ -78,6 +78,7 @@ RunConfig draw_run(Draw& draw, const TinyData& data, int ranks, const std::strin
   config.model.fgram_chunk_nodes = 20 + draw.below(200);
   const Recompute kinds[] = {Recompute::none, Recompute::attention, Recompute::block};
   config.compute.recompute = kinds[draw.below(3)];
+  if (config.parallel.fgram.tp == 1 && draw.below(6) == 0) config.fgrams.share = false;
   config.data.attention_across_documents = draw.coin();
   config.trainer.sequence_length = length;
   config.trainer.batch_tokens = length * (ranks / config.parallel.main.tp + draw.below(9));
@@ -99,7 +100,8 @@ std::string describe(const RunConfig& config, int ranks) {
       "{} ranks, main {}, f-gram {} ({} layers), {} microbatches, recompute {}{}{}", ranks,
       grid(config.parallel.main), grid(config.parallel.fgram), config.model.fgram.layers,
       microbatches, static_cast<int>(config.compute.recompute),
-      config.model.tie_embeddings ? ", tied" : "", config.parallel.overlap ? ", overlap" : "");
+      config.model.tie_embeddings ? ", tied" : "", config.parallel.overlap ? ", overlap" : "") +
+         (config.fgrams.share ? "" : ", nothing shared");
 }
 
 TEST(LayoutProperty, RandomGridsAgreeWithOneRank) {

@@ -1,0 +1,74 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/size_suffix.h"
+#include "launch/bench_parallel.h"
+#include "launch/command.h"
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+struct ParallelArguments {
+  std::string file;
+  std::vector<std::string> overrides;
+  std::vector<std::string> parts = {"collectives", "memory", "layouts", "sharing"};
+  std::vector<std::string> batch_tokens = {"64Ki", "512Ki"};
+  int rounds = 5;
+};
+
+int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
+  const RunConfig config =
+      load_run_config(arguments.file, arguments.overrides, context.world.size());
+  const auto wanted = [&](const char* part) {
+    return std::find(arguments.parts.begin(), arguments.parts.end(), part) !=
+           arguments.parts.end();
+  };
+  nlohmann::json result = {{"ranks", context.world.size()}};
+  if (wanted("collectives")) result["collectives"] = bench_collectives(context);
+  if (wanted("memory")) result["memory"] = bench_memory(config, context);
+  if (wanted("layouts")) result["layouts"] = bench_layouts(config, arguments.rounds, context);
+  if (wanted("sharing")) {
+    if (config.model.fgram.layers == 0)
+      throw InputError("bench parallel: sharing needs a run with an f-gram model");
+    std::vector<std::int64_t> batch_tokens;
+    for (const std::string& text : arguments.batch_tokens) batch_tokens.push_back(parse_size(text));
+    result["sharing"] = bench_sharing(config, batch_tokens, arguments.rounds, context);
+  }
+  context.print_result(result);
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Action& action) {
+  CLI::App* bench = app.add_subcommand("bench", "Speed of the parts on this machine");
+  bench->require_subcommand(1);
+  auto arguments = std::make_shared<ParallelArguments>();
+  CLI::App* parallel = bench->add_subcommand(
+      "parallel",
+      "Collectives, memory of a rank on each grid, step time of layouts, and what sharing f-grams "
+      "saves; under mpirun");
+  parallel->fallthrough();
+  parallel->add_option("run", arguments->file, "Run configuration, YAML")->required();
+  parallel->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
+  parallel->add_option("--parts", arguments->parts, "Which of them")
+      ->check(CLI::IsMember({"collectives", "memory", "layouts", "sharing"}))
+      ->delimiter(',')
+      ->capture_default_str();
+  parallel->add_option("--batch-tokens", arguments->batch_tokens, "Batches that sharing is shown for")
+      ->delimiter(',')
+      ->capture_default_str();
+  parallel->add_option("--rounds", arguments->rounds, "Steps of each, in turns")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  parallel->callback([arguments, &action] {
+    action = [arguments](CommandContext& context) { return run_parallel(*arguments, context); };
+  });
+}
+
+}  // namespace scone
