@@ -43,6 +43,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_bake(app, action);
   scone::add_generate(app, action);
   scone::add_inspect(app, action);
+  scone::add_bench(app, action);
 }
 
 int run(int argc, char** argv, scone::MpiSession& session) {

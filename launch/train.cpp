@@ -3,15 +3,23 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/spdlog.h>
 
+#include <charconv>
+#include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "launch/command.h"
+#include "launch/session.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
+#include "parallel/watchdog.h"
 #include "trainer/trainer.h"
 
 namespace scone {
@@ -23,7 +31,38 @@ struct Arguments {
   std::string file;
   std::vector<std::string> overrides;
   bool print_config = false;
+  std::string fault;  // KIND:RANK:STEP
 };
+
+/// What --inject-fault asks for: a rank that fails in a step, to see how a cluster takes it.
+std::function<void(std::int64_t)> parse_fault(const std::string& text, const Communicator& world) {
+  const auto first = text.find(':'), second = text.find(':', first + 1);
+  const std::string kind = text.substr(0, first);
+  int rank = -1;
+  std::int64_t step = 0;
+  if (second != std::string::npos) {
+    const char* const end = text.data() + text.size();
+    const char* const middle = text.data() + second;
+    const auto of_rank = std::from_chars(text.data() + first + 1, middle, rank);
+    const auto of_step = std::from_chars(middle + 1, end, step);
+    if (of_rank.ptr != middle || of_step.ptr != end) rank = -1;
+  }
+  if ((kind != "throw" && kind != "kill" && kind != "hang") || rank < 0 || rank >= world.size() ||
+      step < 1)
+    throw InputError(fmt::format(
+        "--inject-fault: expected KIND:RANK:STEP with throw, kill or hang, a rank below {} and a "
+        "step from 1, found '{}'",
+        world.size(), text));
+  if (rank != world.rank()) return {};
+  return [kind, step](std::int64_t now) {
+    if (now != step) return;
+    spdlog::warn("--inject-fault: {} in step {}", kind, step);
+    if (kind == "throw")
+      throw std::runtime_error(fmt::format("step {}: an injected fault (--inject-fault)", step));
+    if (kind == "kill") std::raise(SIGKILL);
+    while (true) std::this_thread::sleep_for(std::chrono::seconds(1));
+  };
+}
 
 [[noreturn]] void cannot_write(const std::filesystem::path& folder) {
   throw InputError(fmt::format("run.folder: {} cannot be written; choose another or make room",
@@ -65,8 +104,15 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   if (config.compute.threads > 0) omp_set_num_threads(config.compute.threads);
   if (context.is_root()) make_folder(config.run.folder);
   world.barrier();
+  std::function<void(std::int64_t)> fault;
+  if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
+  std::optional<Watchdog> watchdog;
+  if (config.parallel.timeout > 0)
+    watchdog.emplace(std::chrono::duration<double>(config.parallel.timeout),
+                     [](const std::string& message) { end_all_ranks(message, 1); });
   Trainer trainer(config, cpu_backend(),
                   world);  // may refuse, and then leaves the folder's files as they were
+  trainer.call_in_step(fault);
   if (context.is_root()) describe_run(trainer.config());
   const TrainingResult result = trainer.run();
   nlohmann::json json = {{"step", result.step},
@@ -94,6 +140,9 @@ void add_train(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
   command->add_flag("--print-config", arguments->print_config,
                     "Print the resolved configuration with every default, and end");
+  command->add_option("--inject-fault", arguments->fault,
+                      "KIND:RANK:STEP: that rank fails in that step, to see how a cluster takes it; "
+                      "throw, kill or hang");
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_train(*arguments, context); };
   });

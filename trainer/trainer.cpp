@@ -116,6 +116,7 @@ StepMetrics Trainer::train_step() {
   }
   const double loss_sum =
       run_main_model(batch, static_cast<float>(1.0 / static_cast<double>(targets)), metrics);
+  if (in_step_) in_step_(step_ + 1);
   if (has_fgrams()) backward_fgrams(metrics);
   reduce(batch, loss_sum, targets, metrics);
   update_parameters(metrics);

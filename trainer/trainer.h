@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -48,6 +49,10 @@ class Trainer {
   StepMetrics train_step();
   EvaluationResult evaluate_validation();
   void save_checkpoint();
+
+  /// hook(step) is called in the middle of each step, with the step's number, between the backward
+  /// passes of the two models: for injected faults.
+  void call_in_step(std::function<void(std::int64_t step)> hook) { in_step_ = std::move(hook); }
 
   const RunConfig& config() const { return config_; }
   const RunGrids& grids() const { return grids_; }
@@ -99,6 +104,7 @@ class Trainer {
   DataState data_state_;
   double peak_ = 0;  // FLOP/s of all ranks together
   bool stop_requested_ = false;
+  std::function<void(std::int64_t)> in_step_;
   std::optional<double> validation_loss_;
   Tensor rows_buffer_, row_gradients_buffer_;
 };

@@ -124,8 +124,9 @@ void check_trajectory(Communicator& world, const RunConfig& config, const Trajec
                       const std::string& what) {
   const Trajectory found = run_trajectory(world, config, static_cast<int>(expected.losses.size()));
   if (world.rank() != 0) return;
-  if (config.fgrams.share)  // distinct nodes, so exact on any grid
+  if (config.fgrams.share) {  // distinct nodes, so exact on any grid
     EXPECT_EQ(found.nodes_per_token, expected.nodes_per_token);
+  }
   const Deviation deviation = compare(found, expected);
   std::printf(
       "%s: loss %.1e, gradient norm %.1e, gradients %.1e, parameters %.1e, validation loss %.1e\n",
