@@ -3,13 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
 #include <mutex>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "parallel/collective.h"
+#include "group_checks.h"
 #include "parallel/communicator.h"
 
 namespace scone {
@@ -77,62 +79,45 @@ TEST(Watchdog, IsQuietWhileRanksCome) {
   EXPECT_EQ(heard.count(), 0u);
 }
 
-TEST(Watchdog, EveryCollectiveIsWatched) {
-  const std::vector<std::int64_t> ones{1, 1};
-  std::vector<float> floats(2);
-  std::vector<double> doubles(2);
-  std::vector<std::byte> bytes(2), more(2);
-  const std::vector<std::pair<std::string, std::function<void(Communicator&)>>> cases{
-      {"split", [](Communicator& c) { c.split(0, "part"); }},
-      {"barrier", [](Communicator& c) { c.barrier(); }},
-      {"all_reduce", [&](Communicator& c) { c.all_reduce(std::span(doubles), ReduceOp::max); }},
-      {"broadcast", [&](Communicator& c) { c.broadcast(bytes, 1); }},
-      {"all_gather", [&](Communicator& c) { c.all_gather(std::as_bytes(std::span(bytes))); }},
-      {"all_gather", [&](Communicator& c) { c.all_gather(floats, ones); }},
-      {"all_to_all", [&](Communicator& c) { c.all_to_all(bytes, ones, more, ones, 1); }},
-      {"reduce_scatter",
-       [&](Communicator& c) { c.reduce_scatter(floats, ones, std::span(floats).first(1)); }}};
-  for (const auto& [name, collective] : cases) {
-    Heard heard;
-    EXPECT_THROW(run_as_threads(2,
-                                [&](Communicator& world) {
-                                  if (world.rank() == 0) {
-                                    const Watchdog watchdog(50ms, heard.handler());
-                                    collective(world);
-                                  } else {
-                                    while (heard.count() == 0) std::this_thread::sleep_for(2ms);
-                                    throw std::runtime_error("never comes");
-                                  }
-                                }),
-                 std::runtime_error);
-    ASSERT_EQ(heard.count(), 1u);
-    EXPECT_NE(heard.messages[0].find(" s in " + name + " of world (ranks 0, 1); parallel."),
-              std::string::npos)
-        << heard.messages[0];
-  }
-}
+TEST(Watchdog, EveryCollectiveOfThreadsIsWatched) { run_as_threads(3, check_waits_are_watched); }
 
-// More waits at once than one block of slots holds; the one that lasts longest is told.
+// The wait that lasts longest is told, of many that last too long.
 TEST(Watchdog, ManyWaitsAtOnce) {
   Heard heard;
+  std::atomic<bool> first_waits = false;
   run_as_threads(150, [&](Communicator& world) {
     if (world.rank() == 77) {
       const Phase phase("the first to wait");
       const Watchdog watchdog(300ms, heard.handler());
+      first_waits = true;
       world.barrier();
-    } else {
-      if (world.rank() == 0)
-        while (heard.count() == 0) std::this_thread::sleep_for(5ms);
-      else
-        std::this_thread::sleep_for(100ms);
-      world.barrier();
+      return;
     }
+    while (world.rank() == 0 ? heard.count() == 0 : !first_waits) std::this_thread::sleep_for(5ms);
+    std::this_thread::sleep_for(20ms);  // the first one is inside by now
+    world.barrier();
   });
   ASSERT_EQ(heard.count(), 1u);
   EXPECT_EQ(heard.messages[0].substr(0, 18), "rank 77 has waited");
   EXPECT_NE(heard.messages[0].find("of world (ranks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, "
                                    "14, 15, .. of 150 ranks), phase \"the first to wait\""),
             std::string::npos)
+      << heard.messages[0];
+}
+
+// A wait that has found its place behind many others, which have ended since.
+TEST(Watchdog, WaitsBeyondTheFirstBlockOfSlots) {
+  const auto self = make_self_communicator();
+  std::vector<std::unique_ptr<CollectiveScope>> ended;
+  for (int i = 0; i < 200; ++i)
+    ended.push_back(std::make_unique<CollectiveScope>(*self, "a wait that ends"));
+  const CollectiveScope last(*self, "the last wait");
+  ended.clear();
+  Heard heard;
+  const Watchdog watchdog(30ms, heard.handler());
+  for (int i = 0; i < 1000 && heard.count() == 0; ++i) std::this_thread::sleep_for(5ms);
+  ASSERT_EQ(heard.count(), 1u);
+  EXPECT_NE(heard.messages[0].find("in the last wait of world"), std::string::npos)
       << heard.messages[0];
 }
 
