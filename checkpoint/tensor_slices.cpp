@@ -31,11 +31,10 @@ void append_slices(const std::string& name, const ParameterSpec& spec, const Par
   const std::size_t axes = spec.shape.size();
   if (axes < 1 || axes > 2 || spec.sharding.axis > 1)
     throw std::logic_error("append_slices: tensors of one or two axes");
+  if (spec.sharding.axis == 1 && (spec.sharding.sections > 1 || spec.shape[1] % part.count != 0))
+    throw std::logic_error("append_slices: columns cut by sections, or padded");
   const Shape shard = shard_shape(spec.shape, spec.sharding, part.count);
   const std::int64_t columns = axes == 2 ? shard[1] : 1;
-  const std::int64_t used_columns =
-      spec.sharding.axis == 1 ? slice_of(spec.shape[1], part).count : columns;
-  if (used_columns != columns) throw std::logic_error("append_slices: padded columns");
   const std::int64_t first_column = spec.sharding.axis == 1 ? columns * part.index : 0;
   const std::int64_t end = begin + values.elements();
   for (const RowRun& run : row_runs(spec, part, columns)) {
@@ -48,7 +47,9 @@ void append_slices(const std::string& name, const ParameterSpec& spec, const Par
       const std::int64_t width = whole_rows ? columns : std::min(columns - column, last - at);
       const std::int64_t global_row = row - run.local + run.global;
       const Tensor box = values.rows(at - begin, rows * width);
-      slices.push_back(axes == 2 ? TensorSlice{name, spec.shape, {global_row, first_column + column},
+      slices.push_back(axes == 2 ? TensorSlice{name,
+                                               spec.shape,
+                                               {global_row, first_column + column},
                                                box.view({rows, width})}
                                  : TensorSlice{name, spec.shape, {global_row}, box});
       at += rows * width;

@@ -248,6 +248,8 @@ void FgramModel::backward(const TrieNodes& nodes, const Tensor& row_gradients,
   if (nodes.size() != (s.chunks.empty() ? 0 : s.chunks.back().end)) {
     throw std::logic_error("backward of an f-gram model must follow forward of the same nodes");
   }
+  // Groups that have nodes reduce as they go, and wait for this one's part.
+  if (s.chunks.empty()) s.transformer.no_backward(gradients_final);
   for (std::size_t i = s.chunks.size(); i-- > 0;) {
     const Chunk& chunk = s.chunks[i];
     const std::int64_t own = chunk.end - chunk.begin;

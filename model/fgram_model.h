@@ -57,7 +57,7 @@ class FgramModel {
   /// Must follow forward of the same nodes. row_gradients: [nodes, width] (zero where a node is no
   /// batch f-gram). Adds to the gradients of the parameters and of the token table. With
   /// FgramRecompute::chunk all chunks but the last run forward again. gradients_final: as of
-  /// MainModel, for the f-gram model's parameters.
+  /// MainModel, for the f-gram model's parameters; the same calls whatever the nodes, even none.
   void backward(const TrieNodes& nodes, const Tensor& row_gradients,
                 const std::function<void(std::int64_t offset)>& gradients_final = {});
 

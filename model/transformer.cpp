@@ -226,8 +226,8 @@ void Transformer::row_linear(const Linear& parameters, const Tensor& x, const Te
   const Slice own = tp_.own_rows(rows);  // each rank adds to the rows that it holds
   const auto part = [&](std::int64_t begin, std::int64_t count, bool adds) {
     if (count == 0) return;
-    backend_.linear(x.rows(begin, count), weight, adds ? bias : Tensor{}, adds ? residual : Tensor{},
-                    full_.rows(begin, count), count);
+    backend_.linear(x.rows(begin, count), weight, adds ? bias : Tensor{},
+                    adds ? residual : Tensor{}, full_.rows(begin, count), count);
   };
   part(0, own.begin, false);
   part(own.begin, own.count, true);
@@ -336,10 +336,14 @@ void Transformer::backward(const TransformerActivations& activations, const Atte
     linear_backward(block.qkv, scratch.d_qkv, tp_.gather(saved.attention_norm, full_, rows),
                     scratch.d_norm, false, rows);
     tp_.reduce(scratch.d_norm, scratch.d_norm_own, rows);
-    norm_backward(block.attention_norm, scratch.d_norm_own, saved.input,
-                  saved.attention_statistics, d_stream, true, rows);
+    norm_backward(block.attention_norm, scratch.d_norm_own, saved.input, saved.attention_statistics,
+                  d_stream, true, rows);
     if (after_block) after_block(block.offset);
   }
+}
+
+void Transformer::no_backward(const std::function<void(std::int64_t offset)>& after_block) const {
+  for (std::size_t i = blocks_.size(); after_block && i-- > 0;) after_block(blocks_[i].offset);
 }
 
 }  // namespace scone

@@ -47,8 +47,8 @@ struct TransformerShape {
   TransformerShape() = default;
   TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
                    std::int64_t most_rows);
-  std::int64_t rows = 0, own_rows = 0;     // capacity: of all rows, of the rows held between layers
-  std::int64_t width = 0, own_width = 0;   // of the stream, of this rank's heads together
+  std::int64_t rows = 0, own_rows = 0;    // capacity: of all rows, of the rows held between layers
+  std::int64_t width = 0, own_width = 0;  // of the stream, of this rank's heads together
   std::int64_t own_heads = 0, own_ffw = 0;
   bool gated = false;
 };
@@ -76,9 +76,9 @@ struct TransformerActivations {
 
 /// Gradients in flight through one backward pass.
 struct TransformerScratch {
-  Tensor d_stream;           // [own rows, width]
-  Tensor d_norm;             // [rows, width], partial sums of the tensor-parallel group
-  Tensor d_norm_own;         // [own rows, width]: d_norm itself where rows are not split
+  Tensor d_stream;                // [own rows, width]
+  Tensor d_norm;                  // [rows, width], partial sums of the tensor-parallel group
+  Tensor d_norm_own;              // [own rows, width]: d_norm itself where rows are not split
   Tensor d_qkv, d_inner, d_gate;  // [rows, 3 own width], [rows, own ffw] twice
   TransformerScratch() = default;
   TransformerScratch(const TransformerShape& shape, bool splits_rows, Device device);
@@ -108,6 +108,8 @@ class Transformer {
                 const Tensor& positions, const Tensor& d_output, TransformerScratch& scratch,
                 std::int64_t rows,
                 const std::function<void(std::int64_t offset)>& after_block = {}) const;
+  /// The calls of after_block that backward makes, where there is nothing to go back through.
+  void no_backward(const std::function<void(std::int64_t offset)>& after_block) const;
 
  private:
   struct Parameter {

@@ -277,6 +277,47 @@ OpCase embed_case(CombineKind combine, const std::string& name) {
           }};
 }
 
+/// As on one of the ranks that share the embeddings: many tokens and rows are those of others.
+OpCase embed_part_case(CombineKind combine, const std::string& name) {
+  const std::int64_t width = 43;
+  std::vector<std::int32_t> tokens, positions, rows;
+  for (std::int32_t i = 0; i < kRows; ++i) {
+    tokens.push_back(i % 4 < 2 ? -1 : (i * i) % 11);
+    positions.push_back(i % 9);
+    rows.push_back(i % 3 == 0 ? -1 : i % 3 == 1 ? kRowElsewhere : i % 7);
+  }
+  const auto input = [=](Backend& b) {
+    return EmbeddingInput{integers(b, tokens), integers(b, positions), integers(b, rows), combine};
+  };
+  return {name,
+          {{11, width}, {9, width}, {7, width}},
+          {kRows, width},
+          kRows,
+          [=](Backend& b, const Inputs& x, const Tensor& y) {
+            for (float& value : y.span<float>()) value = 1e9F;  // is overwritten
+            b.embed(input(b), x[0], x[1], x[2], y, kRows);
+          },
+          [=](Backend& b, const Inputs&, const Tensor&, const Tensor& dy, const Inputs& dx) {
+            b.embed_backward(input(b), dy, dx[0], dx[1], dx[2], kRows);
+          },
+          [=](const References& x) {
+            Doubles y(static_cast<std::size_t>(kRows * width));
+            for (std::int64_t i = 0; i < kRows; ++i) {
+              const auto place = static_cast<std::size_t>(i);
+              const bool matched = rows[place] != -1;
+              const bool has_token =
+                  tokens[place] >= 0 && (!matched || combine == CombineKind::add);
+              for (std::int64_t j = 0; j < width; ++j) {
+                double& value = y[at(i, width, j)];
+                value = x[1][at(positions[place], width, j)];
+                if (has_token) value += x[0][at(tokens[place], width, j)];
+                if (rows[place] >= 0) value += x[2][at(rows[place], width, j)];
+              }
+            }
+            return y;
+          }};
+}
+
 OpCase cross_entropy_case() {
   const std::int64_t classes = 29;
   std::vector<std::int32_t> targets;
@@ -321,6 +362,8 @@ std::vector<OpCase> op_cases() {
           trie_attention_case(),
           embed_case(CombineKind::replace, "embed_replace"),
           embed_case(CombineKind::add, "embed_add"),
+          embed_part_case(CombineKind::replace, "embed_part_replace"),
+          embed_part_case(CombineKind::add, "embed_part_add"),
           cross_entropy_case()};
 }
 

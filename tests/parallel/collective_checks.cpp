@@ -3,9 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <set>
-
-#include "parallel/fgram_exchange.h"
 
 namespace scone {
 namespace {
@@ -75,51 +72,6 @@ void check_collectives(Communicator& communicator) {
                           sizeof(std::int64_t));
   EXPECT_EQ(received, expected);
   communicator.barrier();
-}
-
-void check_fgram_exchange(Communicator& communicator) {
-  const int ranks = communicator.size(), rank = communicator.rank();
-  const std::int64_t width = 3;
-  // Rank r needs the multiples of r + 1 below 40; id i belongs to rank (i / 4) % ranks.
-  auto owner_of = [&](std::int64_t id) { return static_cast<int>((id / 4) % ranks); };
-  std::vector<std::int64_t> ids;
-  std::vector<int> owner;
-  std::set<std::int64_t> expected_owned;
-  for (std::int64_t id = 0; id < 40; ++id) {
-    for (int r = 0; r < ranks; ++r)
-      if (id % (r + 1) == 0 && owner_of(id) == rank) expected_owned.insert(id);
-    if (id % (rank + 1) != 0) continue;
-    ids.push_back(id);
-    owner.push_back(owner_of(id));
-  }
-  FgramExchange exchange(communicator, width);
-  const auto& owned = exchange.plan(ids, owner);
-  EXPECT_EQ(owned, std::vector<std::int64_t>(expected_owned.begin(), expected_owned.end()));
-
-  std::vector<float> owned_rows, rows(ids.size() * 3), gradients;
-  for (const std::int64_t id : owned)
-    for (int c = 0; c < 3; ++c) owned_rows.push_back(static_cast<float>(10 * id + c));
-  exchange.to_positions(owned_rows, rows);
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    for (std::size_t c = 0; c < 3; ++c)
-      EXPECT_EQ(rows[i * 3 + c], static_cast<float>(10 * ids[i]) + static_cast<float>(c));
-
-  for (const std::int64_t id : ids)
-    for (int c = 0; c < 3; ++c) gradients.push_back(static_cast<float>((rank + 1) * (id + c)));
-  std::vector<float> owned_gradients(owned.size() * 3, -1.0f);
-  exchange.to_owners(gradients, owned_gradients);
-  for (std::size_t i = 0; i < owned.size(); ++i)
-    for (std::size_t c = 0; c < 3; ++c) {
-      float expected = 0;
-      for (int r = 0; r < ranks; ++r)
-        if (owned[i] % (r + 1) == 0)
-          expected +=
-              static_cast<float>(r + 1) * (static_cast<float>(owned[i]) + static_cast<float>(c));
-      EXPECT_EQ(owned_gradients[i * 3 + c], expected);
-    }
-  if (ranks == 1) {
-    EXPECT_EQ(exchange.bytes_sent(), 0);
-  }
 }
 
 }  // namespace scone

@@ -13,7 +13,6 @@ namespace {
 TEST(MpiCommunicator, CollectivesAndExchange) {
   const auto world = make_mpi_communicator();
   check_collectives(*world);
-  check_fgram_exchange(*world);
 }
 
 TEST(MpiCommunicator, Groups) {

@@ -12,10 +12,9 @@
 namespace scone {
 namespace {
 
-TEST(SelfCommunicator, CollectivesAndExchange) {
+TEST(SelfCommunicator, Collectives) {
   const auto self = make_self_communicator();
   check_collectives(*self);
-  check_fgram_exchange(*self);
 }
 
 TEST(SelfCommunicator, Groups) {
@@ -25,12 +24,9 @@ TEST(SelfCommunicator, Groups) {
   self->barrier();
 }
 
-TEST(ThreadCommunicator, CollectivesAndExchange) {
+TEST(ThreadCommunicator, Collectives) {
   for (const int ranks : {1, 2, 3, 5, 8}) {
-    run_as_threads(ranks, [](Communicator& communicator) {
-      check_collectives(communicator);
-      check_fgram_exchange(communicator);
-    });
+    run_as_threads(ranks, [](Communicator& communicator) { check_collectives(communicator); });
   }
 }
 
