@@ -81,7 +81,24 @@ TEST(Watchdog, IsQuietWhileRanksCome) {
 
 TEST(Watchdog, EveryCollectiveOfThreadsIsWatched) { run_as_threads(3, check_waits_are_watched); }
 
-// The wait that lasts longest is told, of many that last too long.
+// The wait that lasts longest is told, of several that last too long.
+TEST(Watchdog, TellsOfTheLongestWait) {
+  Heard heard;
+  const auto self = make_self_communicator();
+  std::thread([&] {  // which takes the first slots that are free, one after the other
+    const CollectiveScope first(*self, "first wait");
+    std::this_thread::sleep_for(2ms);
+    const CollectiveScope second(*self, "second wait");
+    std::this_thread::sleep_for(50ms);
+    const Watchdog watchdog(20ms, heard.handler());
+    for (int i = 0; i < 1000 && heard.count() == 0; ++i) std::this_thread::sleep_for(5ms);
+  })
+      .join();
+  ASSERT_EQ(heard.count(), 1u);
+  EXPECT_NE(heard.messages[0].find(" s in first wait of world"), std::string::npos)
+      << heard.messages[0];
+}
+
 TEST(Watchdog, ManyWaitsAtOnce) {
   Heard heard;
   std::atomic<bool> first_waits = false;
