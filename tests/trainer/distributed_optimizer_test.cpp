@@ -95,21 +95,10 @@ class Rank {
   /// norm.
   double step(int number) {
     parameters_.zero_gradients();
-    for (int sample = 0; sample < kSamples; ++sample) {
-      if (sample % layout_.dp != grid_.data_rank()) continue;
-      const std::string stream = fmt::format("gradient {} {} ", number, sample);
-      for (std::size_t i = 0; i < parameters_.size(); ++i) {
-        const ParameterSpec& spec = parameters_.spec(i);
-        // With sequence parallelism such a gradient is a sum over the rank's own rows.
-        if (layout_.sequence_parallel && spec.sums_rows &&
-            sample / layout_.dp % layout_.tp != grid_.tensor_rank())
-          continue;
-        add_part(spec, parameters_.part(), normals(stream, spec), parameters_.gradient(i));
-      }
-    }
-    for (std::size_t i = parameters_.size(); i-- > 1;) {  // as a backward pass does
+    for (std::size_t i = parameters_.size(); i-- > 0;) {  // in the order of a backward pass
+      add_gradient(number, i);
       optimizer->poll();
-      optimizer->gradients_final(parameters_.offset(i));
+      if (i > 0) optimizer->gradients_final(parameters_.offset(i));
     }
     optimizer->finish_reduction();
     const double squared_norm = optimizer->squared_norm();
@@ -130,6 +119,20 @@ class Rank {
   std::unique_ptr<DistributedOptimizer> optimizer;
 
  private:
+  void add_gradient(int number, std::size_t i) {
+    const ParameterSpec& spec = parameters_.spec(i);
+    for (int sample = 0; sample < kSamples; ++sample) {
+      // With sequence parallelism some gradients are sums over the rank's own rows.
+      const bool partial = layout_.sequence_parallel && spec.sums_rows;
+      if (sample % layout_.dp != grid_.data_rank() ||
+          (partial && sample / layout_.dp % layout_.tp != grid_.tensor_rank()))
+        continue;
+      add_part(spec, parameters_.part(),
+               normals(fmt::format("gradient {} {} ", number, sample), spec),
+               parameters_.gradient(i));
+    }
+  }
+
   Layout layout_;
   ProcessGrid grid_;
   ParameterSet parameters_;
