@@ -96,8 +96,7 @@ struct FgramModel::State {
         backend(device_backend),
         training(train),
         tp(tensor_parallel),
-        transformer(model.fgram, "fgram.", parameters, device_backend, tp,
-                    model.fgram_chunk_nodes),
+        transformer(model.fgram, "fgram.", parameters, device_backend, tp, model.fgram_chunk_nodes),
         table(token_table) {
     const Device device = backend.device();
     const std::int64_t capacity = config.fgram_chunk_nodes;
@@ -113,8 +112,7 @@ struct FgramModel::State {
       host->resize(static_cast<std::size_t>(capacity));
     }
     activations_of(0);
-    if (tp.splits_rows())
-      full = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
+    if (tp.splits_rows()) full = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
     if (training) {
       scratch = TransformerScratch(transformer.shape(), tp.splits_rows(), device);
       d_output = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
@@ -195,7 +193,9 @@ struct FgramModel::State {
     load(nodes, chunk);
     // Every rank of the group has the whole table, so each embeds the nodes that it holds.
     const Slice held = tp.own_rows(chunk.size());
-    backend.embed({tokens.rows(held.begin, held.count), depths.rows(held.begin, held.count), {},
+    backend.embed({tokens.rows(held.begin, held.count),
+                   depths.rows(held.begin, held.count),
+                   {},
                    CombineKind::replace},
                   table.values, position_embedding, {}, own.input(), held.count);
     transformer.forward(own, TrieAttention(shape_of(chunk), parents), depths, chunk.size());
@@ -213,9 +213,10 @@ struct FgramModel::State {
       backend.upload(std::span<const std::int32_t>(begin, end), tokens);
     }
     backend.embed_backward({tokens.rows(held.begin, held.count),
-                            depths.rows(held.begin, held.count), {}, CombineKind::replace},
-                           scratch.d_stream, table.gradients, d_position_embedding, {},
-                           held.count);
+                            depths.rows(held.begin, held.count),
+                            {},
+                            CombineKind::replace},
+                           scratch.d_stream, table.gradients, d_position_embedding, {}, held.count);
   }
 };
 

@@ -166,6 +166,22 @@ TEST_F(PlannedBatchesTest, AnExceptionOnOneRankEndsAll) {
   }
 }
 
+// The failing rank is a batch ahead: its planning thread waits for ranks that wait elsewhere.
+TEST_F(PlannedBatchesTest, AnExceptionEndsAPlanThatNobodyJoins) {
+  for (int batches = 0; batches <= 2; ++batches) {
+    EXPECT_THROW(run(3, 1, 1,
+                     [&](Communicator& world, BatchStream& stream) {
+                       for (int b = 0; b < batches; ++b) stream.next();
+                       if (world.rank() == 1) {
+                         stream.next();
+                         throw std::runtime_error("has had enough");
+                       }
+                       world.barrier();
+                     }),
+                 std::runtime_error);
+  }
+}
+
 // The other ranks do not ask for batches any more, but end as if nothing had happened.
 TEST_F(PlannedBatchesTest, AnExceptionOnOneRankLetsTheOthersEnd) {
   for (int batches = 0; batches <= 2; ++batches) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "parallel/communicator.h"
 
 namespace scone {
