@@ -22,7 +22,7 @@ struct BatchStreamOptions {
   Part data;   // data-parallel part: a contiguous slice of the sequences, sizes differ by at most 1
   Part share;  // tensor-parallel part: the ranks that read the same slice share its f-grams out
   std::int64_t microbatch_sequences = 0;  // of a step's microbatches; 0: one
-  bool share_fgrams = true;  // false: a row for every match, computed by itself
+  bool share_fgrams = true;               // false: a row for every match, computed by itself
   std::uint64_t seed = 0;
   bool shuffle = true;
   bool attention_across_documents = false;

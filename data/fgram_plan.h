@@ -40,11 +40,11 @@ class FgramPlanner {
   /// plan_rows. Collective over the world.
   FgramPlan plan(std::span<const std::int64_t> ids, std::span<const std::uint8_t> cell = {},
                  int cells = 1);
-  /// The paper's way, to compare with: every match is computed by itself, by the rank that needs it,
-  /// with nothing shared. ids: one a match, repeats included. Needs an f-gram grid without tensor
-  /// parallelism. Collective over the world.
-  FgramPlan plan_unshared(std::span<const std::int64_t> ids, std::span<const std::uint8_t> cell = {},
-                          int cells = 1);
+  /// The paper's way, to compare with: every match is computed by itself, by the rank that needs
+  /// it, with nothing shared. ids: one a match, repeats included. Needs an f-gram grid without
+  /// tensor parallelism. Collective over the world.
+  FgramPlan plan_unshared(std::span<const std::int64_t> ids,
+                          std::span<const std::uint8_t> cell = {}, int cells = 1);
   /// From any thread: a plan() that waits for other ranks throws.
   void cancel();
 

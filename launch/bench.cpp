@@ -25,8 +25,7 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
   const RunConfig config =
       load_run_config(arguments.file, arguments.overrides, context.world.size());
   const auto wanted = [&](const char* part) {
-    return std::find(arguments.parts.begin(), arguments.parts.end(), part) !=
-           arguments.parts.end();
+    return std::find(arguments.parts.begin(), arguments.parts.end(), part) != arguments.parts.end();
   };
   nlohmann::json result = {{"ranks", context.world.size()}};
   if (wanted("collectives")) result["collectives"] = bench_collectives(context);
@@ -60,7 +59,8 @@ void add_bench(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"collectives", "memory", "layouts", "sharing"}))
       ->delimiter(',')
       ->capture_default_str();
-  parallel->add_option("--batch-tokens", arguments->batch_tokens, "Batches that sharing is shown for")
+  parallel
+      ->add_option("--batch-tokens", arguments->batch_tokens, "Batches that sharing is shown for")
       ->delimiter(',')
       ->capture_default_str();
   parallel->add_option("--rounds", arguments->rounds, "Steps of each, in turns")

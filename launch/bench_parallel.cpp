@@ -78,8 +78,7 @@ nlohmann::json memory_of_model(const std::string& model, const ProcessGrid& grid
   ParameterSet parameters;
   std::unique_ptr<DistributedOptimizer> optimizer;
   const double of_parameters = measure_growth(context.world, [&] {
-    parameters =
-        ParameterSet(specs, Device::cpu, true, {grid.tensor_rank(), grid.tensor_size()});
+    parameters = ParameterSet(specs, Device::cpu, true, {grid.tensor_rank(), grid.tensor_size()});
   });
   const double of_moments = measure_growth(context.world, [&] {
     optimizer = std::make_unique<DistributedOptimizer>(parameters, grid, cpu_backend(),
@@ -192,11 +191,11 @@ nlohmann::json bench_memory(const RunConfig& config, CommandContext& context) {
   mallopt(M_MMAP_THRESHOLD, 1 << 20);  // freed tensors leave the resident memory at once
   const ModelConfig model = model_of(config);
   const int ranks = context.world.size();
-  print(context, fmt::format("\nmemory of a rank, MB: predicted (whole / tp, / dp with ZeRO) and "
-                             "measured (growth of resident memory, the largest rank's)\n"
-                             "{:<7} {:>3} {:>3} {:>5} {:>32} {:>32}",
-                             "model", "tp", "dp", "ZeRO", "parameters + gradients",
-                             "optimizer state"));
+  print(context,
+        fmt::format("\nmemory of a rank, MB: predicted (whole / tp, / dp with ZeRO) and "
+                    "measured (growth of resident memory, the largest rank's)\n"
+                    "{:<7} {:>3} {:>3} {:>5} {:>32} {:>32}",
+                    "model", "tp", "dp", "ZeRO", "parameters + gradients", "optimizer state"));
   nlohmann::json rows = nlohmann::json::array();
   for (const std::string name : {"main", "fgram"}) {
     const TransformerConfig& shape = name == "main" ? model.main : model.fgram;
@@ -217,7 +216,8 @@ nlohmann::json bench_memory(const RunConfig& config, CommandContext& context) {
 nlohmann::json bench_layouts(const RunConfig& config, int rounds, CommandContext& context) {
   Communicator& world = context.world;
   const int ranks = world.size(), threads = omp_get_max_threads();
-  if (ranks == 1) throw InputError("bench parallel: the layouts need 2 ranks or more (mpirun -np 2)");
+  if (ranks == 1)
+    throw InputError("bench parallel: the layouts need 2 ranks or more (mpirun -np 2)");
   const auto self = make_self_communicator();
   std::vector<std::unique_ptr<Trainer>> trainers;
   std::vector<StepRace::Entrant> entrants;
@@ -256,31 +256,30 @@ nlohmann::json bench_layouts(const RunConfig& config, int rounds, CommandContext
   nlohmann::json rows = nlohmann::json::array();
   for (const StepRace::Entrant& entrant : entrants) {
     const double seconds = median(entrant.seconds), first = median(entrants[0].seconds);
-    print(context,
-          fmt::format("{:<72} {:>8.3f} {:>6.3f} {:>9.4f} {:>9.4f} {:>11.2f}", entrant.name, seconds,
-                      seconds / first, entrant.last.exchange_seconds,
-                      entrant.last.reduction_seconds,
-                      megabytes(static_cast<double>(entrant.last.exchange_bytes))));
-    rows.push_back({{"layout", entrant.name},
-                    {"seconds", seconds},
-                    {"ratio", seconds / first},
-                    {"exchange_seconds", entrant.last.exchange_seconds},
-                    {"reduction_seconds", entrant.last.reduction_seconds},
-                    {"exchange_bytes", entrant.last.exchange_bytes},
-                    {"fgram_nodes_per_token", entrant.last.fgram_nodes_per_token},
-                    {"fgram_nodes_computed_per_token",
-                     entrant.last.fgram_nodes_computed_per_token}});
+    print(context, fmt::format("{:<72} {:>8.3f} {:>6.3f} {:>9.4f} {:>9.4f} {:>11.2f}", entrant.name,
+                               seconds, seconds / first, entrant.last.exchange_seconds,
+                               entrant.last.reduction_seconds,
+                               megabytes(static_cast<double>(entrant.last.exchange_bytes))));
+    rows.push_back(
+        {{"layout", entrant.name},
+         {"seconds", seconds},
+         {"ratio", seconds / first},
+         {"exchange_seconds", entrant.last.exchange_seconds},
+         {"reduction_seconds", entrant.last.reduction_seconds},
+         {"exchange_bytes", entrant.last.exchange_bytes},
+         {"fgram_nodes_per_token", entrant.last.fgram_nodes_per_token},
+         {"fgram_nodes_computed_per_token", entrant.last.fgram_nodes_computed_per_token}});
   }
   return rows;
 }
 
 nlohmann::json bench_sharing(const RunConfig& config, const std::vector<std::int64_t>& batch_tokens,
                              int rounds, CommandContext& context) {
-  print(context, fmt::format("\nstep seconds, median of {}\n{:>13} {:>9} {:>9} {:>16} {:>9} {:>11} "
-                             "{:>14} {:>12} {:>16}",
-                             rounds, "tokens/batch", "baseline", "SCONE", "nothing shared",
-                             "/baseline", "/not shared", "nodes/token", "not shared",
-                             "paper/baseline"));
+  print(context,
+        fmt::format("\nstep seconds, median of {}\n{:>13} {:>9} {:>9} {:>16} {:>9} {:>11} "
+                    "{:>14} {:>12} {:>16}",
+                    rounds, "tokens/batch", "baseline", "SCONE", "nothing shared", "/baseline",
+                    "/not shared", "nodes/token", "not shared", "paper/baseline"));
   nlohmann::json rows = nlohmann::json::array();
   for (const std::int64_t tokens : batch_tokens) {
     std::vector<std::unique_ptr<Trainer>> trainers;
@@ -301,19 +300,18 @@ nlohmann::json bench_sharing(const RunConfig& config, const std::vector<std::int
     trainers.clear();
     const double scone = median(entrants[0].seconds), unshared = median(entrants[1].seconds),
                  baseline = median(entrants[2].seconds);
-    print(context, fmt::format("{:>13} {:>9.2f} {:>9.2f} {:>16.2f} {:>9.3f} {:>11.3f} {:>14.3f} "
-                               "{:>12.3f} {:>16.3f}",
-                               tokens, baseline, scone, unshared, scone / baseline,
-                               scone / unshared, entrants[0].last.fgram_nodes_computed_per_token,
-                               entrants[1].last.fgram_nodes_computed_per_token,
-                               unshared / baseline));
-    rows.push_back(
-        {{"batch_tokens", tokens},
-         {"baseline_seconds", baseline},
-         {"scone_seconds", scone},
-         {"unshared_seconds", unshared},
-         {"nodes_per_token", entrants[0].last.fgram_nodes_computed_per_token},
-         {"unshared_nodes_per_token", entrants[1].last.fgram_nodes_computed_per_token}});
+    print(context,
+          fmt::format("{:>13} {:>9.2f} {:>9.2f} {:>16.2f} {:>9.3f} {:>11.3f} {:>14.3f} "
+                      "{:>12.3f} {:>16.3f}",
+                      tokens, baseline, scone, unshared, scone / baseline, scone / unshared,
+                      entrants[0].last.fgram_nodes_computed_per_token,
+                      entrants[1].last.fgram_nodes_computed_per_token, unshared / baseline));
+    rows.push_back({{"batch_tokens", tokens},
+                    {"baseline_seconds", baseline},
+                    {"scone_seconds", scone},
+                    {"unshared_seconds", unshared},
+                    {"nodes_per_token", entrants[0].last.fgram_nodes_computed_per_token},
+                    {"unshared_nodes_per_token", entrants[1].last.fgram_nodes_computed_per_token}});
   }
   return rows;
 }

@@ -140,9 +140,10 @@ void add_train(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
   command->add_flag("--print-config", arguments->print_config,
                     "Print the resolved configuration with every default, and end");
-  command->add_option("--inject-fault", arguments->fault,
-                      "KIND:RANK:STEP: that rank fails in that step, to see how a cluster takes it; "
-                      "throw, kill or hang");
+  command->add_option(
+      "--inject-fault", arguments->fault,
+      "KIND:RANK:STEP: that rank fails in that step, to see how a cluster takes it; "
+      "throw, kill or hang");
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_train(*arguments, context); };
   });

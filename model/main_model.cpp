@@ -113,10 +113,10 @@ struct MainModel::State {
   std::int64_t first_token, own_tokens;             // of this rank's part of the vocabulary
   Tensor tokens, positions, rows, targets, starts;  // int32 [max_positions]
   Tensor losses;                                    // [max_positions]
-  Tensor logits;                     // [kHeadTile, this rank's part of the vocabulary, padded]
-  Tensor statistics;                 // [tensor-parallel ranks, kHeadTile, 3] of the logits
-  Tensor full;                       // [max_positions, width] where rows are split
-  Tensor d_output, d_output_own;     // [max_positions, width], [own, width]: the same if not split
+  Tensor logits;                  // [kHeadTile, this rank's part of the vocabulary, padded]
+  Tensor statistics;              // [tensor-parallel ranks, kHeadTile, 3] of the logits
+  Tensor full;                    // [max_positions, width] where rows are split
+  Tensor d_output, d_output_own;  // [max_positions, width], [own, width]: the same if not split
   std::vector<std::int32_t> host_positions, host_tokens;
 
   State(const ModelConfig& model, ParameterSet& set, Backend& device_backend,
@@ -225,8 +225,8 @@ struct MainModel::State {
     const Tensor all = statistics.view({tp.size(), tile, 3});
     backend.cross_entropy_part(logits, target, first_token, own_tokens,
                                all.rows(tp.rank(), 1).view({tile, 3}), tile);
-    tp.group()->all_gather(all.span<float>(),
-                           std::vector<std::int64_t>(static_cast<std::size_t>(tp.size()), tile * 3));
+    tp.group()->all_gather(all.span<float>(), std::vector<std::int64_t>(
+                                                  static_cast<std::size_t>(tp.size()), tile * 3));
     backend.cross_entropy_join(logits, target, first_token, own_tokens, all, tp.size(), loss,
                                with_gradient, scale, tile);
   }

@@ -16,8 +16,8 @@ enum class Grid { main, fgram };
 /// Everything the rest of the system needs to know of a parameter. Initialisation, gradient norm,
 /// optimizer, checkpoint and export read it; nothing is special-cased by name.
 struct ParameterSpec {
-  std::string name;       // "main.blocks.0.attention.qkv.weight"
-  Shape shape;            // global shape; linear weights are [out, in]
+  std::string name;        // "main.blocks.0.attention.qkv.weight"
+  Shape shape;             // global shape; linear weights are [out, in]
   Sharding sharding = {};  // over the grid's tensor-parallel group
   Grid grid = Grid::main;
   bool weight_decay = true;  // matrices yes; biases, norms and position embeddings no

@@ -190,7 +190,8 @@ void RowExchange::finish_gradients(int cell, std::span<float> table_gradients) {
   pending_.at(slot)->wait();
   pending_.at(slot).reset();
   std::size_t begin = served.begin;
-  for (const std::int64_t count : counts_of(plan_->served_counts, cell)) {  // an asker's are distinct
+  for (const std::int64_t count :
+       counts_of(plan_->served_counts, cell)) {  // an asker's are distinct
     const auto rows = static_cast<std::size_t>(count);
     add_rows(owned_.data() + begin * static_cast<std::size_t>(width_), {}, table_gradients.data(),
              targets.subspan(begin, rows), rows, width_);

@@ -16,9 +16,9 @@ namespace scone {
 struct RowPlan {
   static constexpr int most_cells = 4;
   int cells = 1;
-  std::vector<std::int64_t> asked;         // index into this rank's rows, by (cell, owner)
-  std::vector<std::int64_t> asked_counts;  // [cells, ranks]
-  std::vector<std::int64_t> served;        // row of this rank's table, by (cell, asker)
+  std::vector<std::int64_t> asked;          // index into this rank's rows, by (cell, owner)
+  std::vector<std::int64_t> asked_counts;   // [cells, ranks]
+  std::vector<std::int64_t> served;         // row of this rank's table, by (cell, asker)
   std::vector<std::int64_t> served_counts;  // [cells, ranks]
 };
 

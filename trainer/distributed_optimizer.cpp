@@ -65,9 +65,8 @@ void DistributedOptimizer::sum_split_rows(const Bucket& bucket) {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       if (!parameters_.spec(i).sums_rows) continue;
       const std::int64_t begin = std::max(bucket.begin, parameters_.offset(i));
-      const std::int64_t end =
-          std::min(bucket.begin + bucket.count,
-                   parameters_.offset(i) + parameters_.gradient(i).elements());
+      const std::int64_t end = std::min(bucket.begin + bucket.count,
+                                        parameters_.offset(i) + parameters_.gradient(i).elements());
       if (begin < end) visit(flat_span(parameters_.flat_gradients(), begin, end - begin));
     }
   };

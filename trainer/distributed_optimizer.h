@@ -60,9 +60,9 @@ class DistributedOptimizer {
 
  private:
   struct Bucket {
-    std::int64_t begin, count;  // of the flat buffers
-    std::int64_t state_begin;   // of this rank's slice in the state buffers
-    Slice own;                  // this rank's slice, relative to begin
+    std::int64_t begin, count;         // of the flat buffers
+    std::int64_t state_begin;          // of this rank's slice in the state buffers
+    Slice own;                         // this rank's slice, relative to begin
     std::vector<std::int64_t> counts;  // of every rank's slice
   };
   /// A piece of one parameter.

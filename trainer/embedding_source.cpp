@@ -64,10 +64,10 @@ void LiveFgramSource::compute(const FgramPlan& plan) {
   if (shares_tokens()) {
     const Phase phase("token embeddings for the f-gram model");
     const Stopwatch stopwatch(exchange_seconds_);
-    const TokenTable table{
-        reserve_rows(token_rows_.values, plan.token_rows, width_),
-        tokens_.gradients.empty() ? Tensor{}
-                                  : reserve_rows(token_rows_.gradients, plan.token_rows, width_)};
+    const TokenTable table{reserve_rows(token_rows_.values, plan.token_rows, width_),
+                           tokens_.gradients.empty()
+                               ? Tensor{}
+                               : reserve_rows(token_rows_.gradients, plan.token_rows, width_)};
     token_exchange_.use(plan.tokens);
     token_exchange_.fetch(tokens_.values.span<float>(), table.values.span<float>());
     model_.use_token_table(table);
@@ -108,8 +108,7 @@ void LiveFgramSource::backward(const std::function<void(std::int64_t offset)>& g
     // Each row's gradient has come to one rank of the group; all of them run the backward pass.
     if (grids_.fgram.tensor_size() > 1)
       grids_.fgram.tensor().all_reduce(
-          node_gradients.span<float>().first(
-              static_cast<std::size_t>(plan_->trie.size() * width_)),
+          node_gradients.span<float>().first(static_cast<std::size_t>(plan_->trie.size() * width_)),
           ReduceOp::sum);
   }
   if (shares_tokens()) fill_zero(reserve_rows(token_rows_.gradients, plan_->token_rows, width_));

@@ -76,9 +76,9 @@ class LiveFgramSource final : public EmbeddingSource {
   FgramPlanner planner_;
   RowExchange row_exchange_, token_exchange_;
   const FgramPlan* plan_ = nullptr;
-  FgramPlan own_plan_;        // of rows()
-  Tensor node_rows_;          // [nodes, width], rows in forward, their gradients in backward
-  TokenTable token_rows_;     // [distinct tokens, width] where the token embedding is shared
+  FgramPlan own_plan_;     // of rows()
+  Tensor node_rows_;       // [nodes, width], rows in forward, their gradients in backward
+  TokenTable token_rows_;  // [distinct tokens, width] where the token embedding is shared
   double exchange_seconds_ = 0;
 };
 

@@ -16,10 +16,9 @@ void make_main_model(LoadedModel& model, Backend& backend, std::int64_t microbat
   model.main_parameters =
       std::make_unique<ParameterSet>(main_parameter_specs(model.config), backend.device(),
                                      /*with_gradients=*/false);
-  model.main_model =
-      std::make_unique<MainModel>(model.config, *model.main_parameters, backend,
-                                  MainModelOptions{.max_positions = microbatch_sequences *
-                                                                    model.config.main.context});
+  model.main_model = std::make_unique<MainModel>(
+      model.config, *model.main_parameters, backend,
+      MainModelOptions{.max_positions = microbatch_sequences * model.config.main.context});
 }
 
 LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
@@ -112,9 +111,9 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
       std::make_unique<ParameterSet>(fgram_parameter_specs(model.config), backend.device(),
                                      /*with_gradients=*/false);
   read_parameters(*checkpoint, *model.fgram_parameters);
-  model.fgram_model = std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
-                                                   whole_token_table(*model.main_parameters),
-                                                   backend, false);
+  model.fgram_model =
+      std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
+                                   whole_token_table(*model.main_parameters), backend, false);
   model.source = std::make_unique<LiveFgramSource>(*model.vocabulary, *model.fgram_model,
                                                    whole_token_table(*model.main_parameters),
                                                    *model.grids, model.config.main.width);

@@ -322,8 +322,8 @@ void validate(const ConfigReader& reader, int ranks) {
                             "layers, or leave the vocabulary out",
                             config.fgrams.vocabulary));
   if (!config.fgrams.share && config.parallel.fgram.tp > 1)
-    reader.fail("fgrams.share", fmt::format("false needs parallel.fgram.tp 1, found {}",
-                                            config.parallel.fgram.tp));
+    reader.fail("fgrams.share",
+                fmt::format("false needs parallel.fgram.tp 1, found {}", config.parallel.fgram.tp));
   if (config.fgrams.max_length == 1)
     reader.fail("fgrams.max_length", "expected 0 or at least 2, found 1");
   auto at_least_one = [&](const char* key, std::int64_t value) {

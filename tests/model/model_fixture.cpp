@@ -77,8 +77,9 @@ SconeModel::SconeModel(const ModelConfig& model, const reference::Batch& batch, 
   }
   use(batch);
   const std::int64_t positions = batch.sequences * batch.length;
-  main = std::make_unique<MainModel>(config, main_parameters, cpu_backend(),
-                                     MainModelOptions{.max_positions = positions, .training = true});
+  main =
+      std::make_unique<MainModel>(config, main_parameters, cpu_backend(),
+                                  MainModelOptions{.max_positions = positions, .training = true});
   fgram = std::make_unique<FgramModel>(config, fgram_parameters, whole_token_table(main_parameters),
                                        cpu_backend(), true);
 }

@@ -96,11 +96,12 @@ std::string describe(const RunConfig& config, int ranks) {
   const std::int64_t tokens = (config.trainer.batch_tokens + replicas - 1) / replicas;
   const std::int64_t microbatches =
       (tokens + config.trainer.microbatch_tokens - 1) / config.trainer.microbatch_tokens;
-  return fmt::format(
-      "{} ranks, main {}, f-gram {} ({} layers), {} microbatches, recompute {}{}{}", ranks,
-      grid(config.parallel.main), grid(config.parallel.fgram), config.model.fgram.layers,
-      microbatches, static_cast<int>(config.compute.recompute),
-      config.model.tie_embeddings ? ", tied" : "", config.parallel.overlap ? ", overlap" : "") +
+  return fmt::format("{} ranks, main {}, f-gram {} ({} layers), {} microbatches, recompute {}{}{}",
+                     ranks, grid(config.parallel.main), grid(config.parallel.fgram),
+                     config.model.fgram.layers, microbatches,
+                     static_cast<int>(config.compute.recompute),
+                     config.model.tie_embeddings ? ", tied" : "",
+                     config.parallel.overlap ? ", overlap" : "") +
          (config.fgrams.share ? "" : ", nothing shared");
 }
 

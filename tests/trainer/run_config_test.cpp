@@ -224,8 +224,9 @@ TEST_F(RunConfigTest, ImpossibleGridsNameTheNearestValues) {
   EXPECT_EQ(error(kSmall, {"model.main.ffw=250", "parallel.main.tp=4"}, 8),
             "command line: parallel.main.tp: 4 does not divide model.main.ffw 250; the nearest "
             "valid value is 2");
-  EXPECT_THAT(error(kSmall, {"model.fgram.layers=1", "fgrams.vocabulary=f.h5",
-                             "model.fgram.heads=2", "parallel.fgram.tp=4"},
+  EXPECT_THAT(error(kSmall,
+                    {"model.fgram.layers=1", "fgrams.vocabulary=f.h5", "model.fgram.heads=2",
+                     "parallel.fgram.tp=4"},
                     4),
               HasSubstr("parallel.fgram.tp: 4 does not divide model.fgram.heads 2; the nearest "
                         "valid value is 2"));
