@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
-#include <stdexcept>
+#include <utility>
+
+#include "parallel/collective.h"
 
 namespace scone {
 
@@ -39,33 +42,70 @@ namespace {
 
 class SelfCommunicator final : public Communicator {
  public:
+  explicit SelfCommunicator(std::string name) : name_(std::move(name)) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
   std::string describe() const override { return "self"; }
+  const std::string& name() const override { return name_; }
+  std::span<const int> members() const override { return std::span(&only_member, 1); }
+  std::unique_ptr<Communicator> split(int color, const std::string& name) override {
+    check_color(*this, color);
+    return std::make_unique<SelfCommunicator>(name);
+  }
+  void cancel() override {}  // nothing waits here
   void barrier() override {}
   void all_reduce(std::span<float>, ReduceOp) override {}
   void all_reduce(std::span<double>, ReduceOp) override {}
   void all_reduce(std::span<std::int64_t>, ReduceOp) override {}
-  void broadcast(std::span<std::byte>, int root) override {
-    if (root != 0) throw std::out_of_range(fmt::format("broadcast: root {} of 1 rank", root));
-  }
+  void broadcast(std::span<std::byte>, int root) override { check_root(*this, root); }
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> bytes) override {
     return {std::vector<std::byte>(bytes.begin(), bytes.end())};
   }
-  void all_to_all(std::span<const std::byte> send, std::span<const std::int64_t>,
-                  std::span<std::byte> receive, std::span<const std::int64_t>,
-                  std::size_t) override {
+  void all_to_all(std::span<const std::byte> send, std::span<const std::int64_t> send_counts,
+                  std::span<std::byte> receive, std::span<const std::int64_t> receive_counts,
+                  std::size_t element_bytes) override {
+    check_exchange(*this, "all_to_all", send, send_counts, receive, receive_counts, element_bytes);
     if (send.size() != receive.size())
-      throw std::invalid_argument(fmt::format("all_to_all: sends {} bytes to itself, expects {}",
-                                              send.size(), receive.size()));
+      fail_collective(
+          *this, "all_to_all",
+          fmt::format("sends {} bytes to itself, expects {}", send.size(), receive.size()));
     if (!send.empty()) std::memcpy(receive.data(), send.data(), send.size());
   }
+  void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> counts,
+                      std::span<float> slice) override {
+    check_slices(*this, "reduce_scatter", values, counts, slice);
+    std::copy(values.begin(), values.end(), slice.begin());
+  }
+  void all_gather(std::span<float> values, std::span<const std::int64_t> counts) override {
+    check_counts(*this, "all_gather", "values", counts, values.size());
+  }
+  std::unique_ptr<PendingCollective> start_all_reduce_sum(std::span<float>) override {
+    return std::make_unique<DoneCollective>();
+  }
+  std::unique_ptr<PendingCollective> start_reduce_scatter(std::span<const float> values,
+                                                          std::span<const std::int64_t> counts,
+                                                          std::span<float> slice) override {
+    reduce_scatter(values, counts, slice);
+    return std::make_unique<DoneCollective>();
+  }
+  std::unique_ptr<PendingCollective> start_all_to_all(std::span<const std::byte> send,
+                                                      std::span<const std::int64_t> send_counts,
+                                                      std::span<std::byte> receive,
+                                                      std::span<const std::int64_t> receive_counts,
+                                                      std::size_t element_bytes) override {
+    all_to_all(send, send_counts, receive, receive_counts, element_bytes);
+    return std::make_unique<DoneCollective>();
+  }
+
+ private:
+  static constexpr int only_member = 0;
+  std::string name_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_self_communicator() {
-  return std::make_unique<SelfCommunicator>();
+  return std::make_unique<SelfCommunicator>("world");
 }
 
 }  // namespace scone

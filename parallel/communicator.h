@@ -36,7 +36,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string describe() const = 0;
-  virtual const std::string& name() const = 0;  // "world", "main tensor-parallel", ..
+  virtual const std::string& name() const = 0;       // "world", "main tensor-parallel", ..
   virtual std::span<const int> members() const = 0;  // their ranks in the world, by rank here
 
   /// The ranks that give the same color form a new group, in the order of their ranks here. It has

@@ -8,6 +8,7 @@
 namespace scone {
 
 class Communicator;
+struct WaitSlot;
 
 /// Names what this thread is doing ("main model backward"), for the watchdog's message, until it
 /// goes. They nest. name must live as long (a literal).
@@ -22,7 +23,8 @@ class Phase {
   const char* outer_;
 };
 
-/// Every wait of a communicator for other ranks stands in one of these.
+/// Every wait of a communicator for other ranks stands in one of these. collective must live as
+/// long (a literal), the communicator too.
 class CollectiveScope {
  public:
   CollectiveScope(const Communicator& communicator, const char* collective);
@@ -31,12 +33,14 @@ class CollectiveScope {
   CollectiveScope& operator=(const CollectiveScope&) = delete;
 
  private:
-  std::size_t slot_;
+  WaitSlot* slot_;
 };
 
-/// A thread that looks once a second whether some wait of this process lasts longer than `timeout`,
-/// and then calls on_timeout(message), once. The message says the rank, how long, which collective,
-/// in which phase, of which group with which world ranks. One at a time in a process.
+/// A thread that looks once a second (more often where the timeout is short) whether some wait of
+/// this process lasts longer than `timeout`, and then calls on_timeout(message) from that thread,
+/// once. The message says the rank, how long, which collective, of which group with which world
+/// ranks, in which phase. One at a time in a process, else std::logic_error. Its destructor waits
+/// for on_timeout where that is running.
 class Watchdog {
  public:
   Watchdog(std::chrono::duration<double> timeout,

@@ -1,8 +1,13 @@
 #include "parallel/communicator.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
+
+#include <atomic>
+#include <thread>
 
 #include "collective_checks.h"
+#include "group_checks.h"
 
 namespace scone {
 namespace {
@@ -11,6 +16,13 @@ TEST(SelfCommunicator, CollectivesAndExchange) {
   const auto self = make_self_communicator();
   check_collectives(*self);
   check_fgram_exchange(*self);
+}
+
+TEST(SelfCommunicator, Groups) {
+  const auto self = make_self_communicator();
+  check_groups(*self);
+  self->cancel();
+  self->barrier();
 }
 
 TEST(ThreadCommunicator, CollectivesAndExchange) {
@@ -22,16 +34,92 @@ TEST(ThreadCommunicator, CollectivesAndExchange) {
   }
 }
 
-TEST(ThreadCommunicator, AFailingRankEndsTheOthers) {
-  try {
-    run_as_threads(3, [](Communicator& communicator) {
-      if (communicator.rank() == 1) throw std::runtime_error("rank 1 has had enough");
-      communicator.barrier();
+TEST(ThreadCommunicator, Groups) {
+  for (const int ranks : {1, 2, 3, 5, 8}) {
+    run_as_threads(ranks, [](Communicator& world) {
+      omp_set_num_threads(1);
+      check_groups(world);
     });
-    FAIL() << "nothing was thrown";
-  } catch (const std::runtime_error& error) {
-    EXPECT_STREQ(error.what(), "rank 1 has had enough");
   }
+}
+
+/// What run_as_threads throws.
+std::string error_of(int ranks, const std::function<void(Communicator&)>& body) {
+  try {
+    run_as_threads(ranks, body);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(ThreadCommunicator, AFailingRankEndsTheOthers) {
+  EXPECT_EQ(error_of(3,
+                     [](Communicator& communicator) {
+                       if (communicator.rank() == 1)
+                         throw std::runtime_error("rank 1 has had enough");
+                       communicator.barrier();
+                     }),
+            "rank 1 has had enough");
+}
+
+// Rank 3 fails while the others wait in groups of which it is no member, on two threads each.
+TEST(ThreadCommunicator, AFailingRankEndsAllGroups) {
+  std::atomic<int> ended = 0;
+  const std::string error = error_of(4, [&](Communicator& world) {
+    const auto main_group = world.split(world.rank() == 3 ? 1 : 0, "main");
+    const auto batch_group = world.split(world.rank() == 3 ? 1 : 0, "batches");
+    if (world.rank() == 3) throw std::runtime_error("rank 3 has had enough");
+    if (world.rank() == 0) world.barrier();  // and comes to neither of its groups
+    auto wait_in = [&](Communicator& group) {
+      EXPECT_THROW(group.all_gather({}), std::runtime_error);
+      ++ended;
+    };
+    std::thread other([&] { wait_in(*batch_group); });
+    wait_in(*main_group);
+    other.join();
+  });
+  EXPECT_EQ(error, "rank 3 has had enough");
+  EXPECT_EQ(ended, 4);
+}
+
+TEST(ThreadCommunicator, RanksThatDisagreeAreTold) {
+  EXPECT_EQ(
+      error_of(2,
+               [](Communicator& world) {
+                 const std::vector<std::int64_t> counts{1, 1}, wrong{1, 2};
+                 std::vector<std::byte> bytes(2), room(3);
+                 if (world.rank() == 0)
+                   world.all_to_all(bytes, counts, room, wrong, 1);
+                 else
+                   world.all_to_all(bytes, counts, bytes, counts, 1);
+               }),
+      "rank 0: all_to_all of world (ranks 0, 1): expects 2 elements of rank 1, which sends 1");
+  EXPECT_NE(error_of(3,
+                     [](Communicator& world) {
+                       std::vector<float> values(world.rank() == 2 ? 5 : 4);
+                       world.all_reduce(values, ReduceOp::sum);
+                     })
+                .find("gives other counts"),
+            std::string::npos);
+}
+
+TEST(ThreadCommunicator, CancelEndsAWait) {
+  std::atomic<bool> all_split = false;
+  const std::string error = error_of(3, [&](Communicator& world) {
+    const auto group = world.split(0, "batch stream");
+    if (world.rank() == 2) return;
+    if (world.rank() == 1) {
+      while (!all_split) std::this_thread::yield();
+      group->cancel();
+      return;
+    }
+    all_split = true;
+    const std::vector<std::int64_t> counts{1, 1, 1};
+    std::vector<std::byte> sent(3), received(3);
+    group->all_to_all(sent, counts, received, counts, 1);
+  });
+  EXPECT_EQ(error, "rank 0: all_to_all of batch stream (ranks 0, 1, 2): cancelled");
 }
 
 }  // namespace
