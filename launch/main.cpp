@@ -125,6 +125,8 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_bake(app, action);
   scone::add_generate(app, action);
   scone::add_inspect(app, action);
+  scone::add_export(app, action);
+  scone::add_import(app, action);
 }
 
 int run(int argc, char** argv, MpiSession& session) {

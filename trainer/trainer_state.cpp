@@ -106,17 +106,21 @@ void Trainer::resume() {
     return model;
   };
   expect_equal(chosen, "model", shape_of_model(saved.model), shape_of_model(own.model));
-  expect_equal(chosen, "run.seed", saved.run.at("seed"), own.run.at("seed"));
-  expect_equal(chosen, "trainer.sequence_length", saved.run.at("sequence_length"),
-               own.run.at("sequence_length"));
-  expect_equal(chosen, "data.attention_across_documents",
-               saved.run.at("attention_across_documents"),
-               own.run.at("attention_across_documents"));
-  expect_equal(chosen, "data.train", saved.data.at("corpus_fingerprint"),
-               own.data.at("corpus_fingerprint"));
-  if (data_.vocabulary)
-    expect_equal(chosen, "fgrams.vocabulary", saved.fgrams.at("fingerprint"),
-                 own.fgrams.at("fingerprint"));
+  expect_equal(chosen, "tokenizer", saved.data.at("tokenizer_fingerprint"),
+               own.data.at("tokenizer_fingerprint"));
+  if (!saved.run.value("imported", false)) {  // of `scone import`: only the model is given
+    expect_equal(chosen, "run.seed", saved.run.at("seed"), own.run.at("seed"));
+    expect_equal(chosen, "trainer.sequence_length", saved.run.at("sequence_length"),
+                 own.run.at("sequence_length"));
+    expect_equal(chosen, "data.attention_across_documents",
+                 saved.run.at("attention_across_documents"),
+                 own.run.at("attention_across_documents"));
+    expect_equal(chosen, "data.train", saved.data.at("corpus_fingerprint"),
+                 own.data.at("corpus_fingerprint"));
+    if (data_.vocabulary)
+      expect_equal(chosen, "fgrams.vocabulary", saved.fgrams.at("fingerprint"),
+                   own.fgrams.at("fingerprint"));
+  }
   read_tensors(chosen, state_tensors());
   step_ = saved.step;
   tokens_ = saved.tokens;
