@@ -94,7 +94,7 @@ def windows(validation, length, across, fgrams, longest):
         for i in range(begin, end):
             if i in starts:
                 document = i - begin
-            last = i + 1 >= len(tokens) or i + 1 in starts
+            last = i + 1 >= len(tokens) or (i + 1 in starts and not across)
             batch["targets"].append(-1 if last else tokens[i + 1])
             batch["attention_start"].append(0 if across else document)
             place = i - begin

@@ -1,6 +1,7 @@
 # Sourced by tests of export: trains a small run, exports it and evaluates it, in the working folder. $scone: the program.
 # run_and_export NAME [key=value ..]: run NAME, its export NAME.export, its evaluation NAME.json.
 export OMP_NUM_THREADS=1
+scone_keys=(fgrams.vocabulary=fgrams.h5 model.fgram.layers=1)
 
 prepare_export_data() {
   awk 'BEGIN {
@@ -16,10 +17,9 @@ prepare_export_data() {
   cat >run.yaml <<'YAML'
 run: {folder: run}
 data: {train: shards/train, validation: shards/validation}
-fgrams: {vocabulary: fgrams.h5}
 model:
   main: {width: 32, layers: 2, heads: 2, context: 64}
-  fgram: {layers: 1, chunk_nodes: 64}
+  fgram: {chunk_nodes: 64}
 optimizer: {peak_lr: 5.0e-3, warmup_steps: 3}
 trainer: {steps: 20, batch_tokens: 512, eval_every: 20}
 compute: {threads: 1}

@@ -14,14 +14,14 @@ fail() {
 }
 
 prepare_export_data
-run_and_export run
+run_and_export run "${scone_keys[@]}"
 "$scone" inspect run.export/fgram_model.safetensors | grep q_proj >/dev/null || fail "no q_proj in the f-gram model's file"
 "$scone" import run.export --out new
 "$scone" inspect new | grep 'checkpoint of step 0, 0 tokens' >/dev/null || fail "the imported checkpoint was not described"
 "$scone" eval new --data shards/validation --json | tail -n 1 >new.json
 "$scone" export new --format safetensors --out again
 for name in model.safetensors fgram_model.safetensors fgrams.h5; do cmp "run.export/$name" "again/$name"; done
-"$scone" train run.yaml run.folder=new run.seed=7 trainer.steps=5 trainer.sequence_length=32 optimizer.warmup_steps=0 2>new.log
+"$scone" train run.yaml "${scone_keys[@]}" run.folder=new run.seed=7 trainer.steps=5 trainer.sequence_length=32 optimizer.warmup_steps=0 2>new.log
 grep -q 'resumed from new/checkpoints/step-00000000 at step 0' new.log || fail "training did not begin with the import: $(cat new.log)"
 python3 - <<'PYTHON'
 import json
@@ -33,6 +33,6 @@ print(f"loss {old['loss']:.4f} exported and imported; trained on: {trained[0]:.3
 assert len(anew) == 5 and anew[0] < (trained[0] + trained[-1]) / 2, (trained, anew)
 PYTHON
 code=0
-"$scone" train run.yaml run.folder=new run.seed=8 trainer.steps=6 2>err || code=$?
+"$scone" train run.yaml "${scone_keys[@]}" run.folder=new run.seed=8 trainer.steps=6 2>err || code=$?
 [ "$code" = 2 ] && grep -q seed err || fail "a later checkpoint of the run was taken with another seed: $code, $(cat err)"
 echo "export and import agree"
