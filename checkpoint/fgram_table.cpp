@@ -18,6 +18,9 @@ namespace scone {
 namespace {
 
 constexpr const char* kFormat = "scone-fgram-table";
+// Beyond any table; their product does not overflow.
+constexpr std::int64_t kMostRows = std::int64_t{1} << 40;
+constexpr std::int64_t kMostTableWidth = std::int64_t{1} << 20;
 constexpr std::size_t kPrefetchRows = 4;
 constexpr std::size_t kPrefetchBytes = 256;  // the processor's own prefetcher follows from there
 
@@ -61,7 +64,13 @@ TableLayout read_table_layout(const std::filesystem::path& path) {
     throw InputError(
         fmt::format("{}: not an f-gram table: its first page: {}", path.string(), error.what()));
   }
-  if (layout.width <= 0 || layout.rows < 0 || layout.file_bytes() != bytes) {
+  if (layout.width < 1 || layout.width > kMostTableWidth || layout.rows < 0 ||
+      layout.rows > kMostRows) {
+    throw InputError(fmt::format("{}: expected a width of 1..{} and 0..{} rows, found {} and {}",
+                                 path.string(), kMostTableWidth, kMostRows, layout.width,
+                                 layout.rows));
+  }
+  if (layout.file_bytes() != bytes) {
     throw InputError(fmt::format("{}: expected {} bytes for {} rows of width {} ({}), found {}{}",
                                  path.string(), layout.file_bytes(), layout.rows, layout.width,
                                  name_of(layout.type), bytes,
