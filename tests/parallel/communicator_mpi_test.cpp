@@ -22,6 +22,11 @@ TEST(MpiCommunicator, Groups) {
   check_groups(*world);
 }
 
+TEST(MpiCommunicator, EveryCollectiveIsWatched) {
+  const auto world = make_mpi_communicator();
+  if (world->size() > 1) check_waits_are_watched(*world);
+}
+
 TEST(MpiCommunicator, RanksThatDisagreeAreTold) {
   const auto world = make_mpi_communicator();
   // Every rank sends one element to each, and expects two of rank 0.

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "collective_checks.h"
@@ -81,6 +83,35 @@ TEST(ThreadCommunicator, AFailingRankEndsAllGroups) {
   });
   EXPECT_EQ(error, "rank 3 has had enough");
   EXPECT_EQ(ended, 4);
+}
+
+// Rank 2 fails while rank 1 still copies what rank 0 shows: rank 0, which then takes its bytes
+// away, may not leave before rank 1 has them all.
+TEST(ThreadCommunicator, AFailingRankTakesNothingFromOthers) {
+  constexpr std::size_t size = 128u << 20;
+  std::atomic<int> begun = 0;
+  std::ptrdiff_t right = 0;
+  EXPECT_EQ(error_of(3,
+                     [&](Communicator& world) {
+                       const auto group = world.split(world.rank() == 2 ? 1 : 0, "two");
+                       std::vector<std::byte> bytes(size, static_cast<std::byte>(1 - world.rank()));
+                       ++begun;
+                       if (world.rank() == 2) {
+                         while (begun < 3) std::this_thread::yield();
+                         std::this_thread::sleep_for(std::chrono::milliseconds(3));
+                         throw std::runtime_error("rank 2 has had enough");
+                       }
+                       try {
+                         group->broadcast(bytes, 0);
+                         world.barrier();
+                       } catch (const std::runtime_error&) {
+                       }
+                       if (world.rank() == 0) std::fill(bytes.begin(), bytes.end(), std::byte{7});
+                       if (world.rank() == 1)
+                         right = std::count(bytes.begin(), bytes.end(), std::byte{1});
+                     }),
+            "rank 2 has had enough");
+  EXPECT_EQ(right, static_cast<std::ptrdiff_t>(size));
 }
 
 TEST(ThreadCommunicator, RanksThatDisagreeAreTold) {

@@ -4,11 +4,18 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "parallel/collective.h"
+#include "parallel/watchdog.h"
 
 namespace scone {
 namespace {
@@ -48,12 +55,12 @@ std::vector<Counts> slice_counts(int ranks) {
   cases.push_back(uneven);
   cases.push_back(one);
   Counts large(size, 9000);
-  large.front() = 5 * 1000 * 1000 / ranks + 3;
+  large.front() = 4300000 / std::max(1, ranks - 1);  // just over a round's 16 MiB of sources
   cases.push_back(large);
   return cases;
 }
 
-void check_slices(Communicator& group) {
+void check_scattered_slices(Communicator& group) {
   const auto rank = static_cast<std::size_t>(group.rank());
   for (const Counts& counts : slice_counts(group.size())) {
     const auto elements = static_cast<std::size_t>(total(counts));
@@ -181,7 +188,7 @@ void check_split(Communicator& world) {
   EXPECT_EQ(std::vector<int>(half->members().begin(), half->members().end()), members);
   EXPECT_EQ(half->rank(), rank / 2);
   EXPECT_EQ(half->size(), static_cast<int>(members.size()));
-  for (int repeat = 0; repeat < (rank % 2 == 0 ? 3 : 5); ++repeat) check_slices(*half);
+  for (int repeat = 0; repeat < (rank % 2 == 0 ? 3 : 5); ++repeat) check_scattered_slices(*half);
   EXPECT_EQ(half->all_reduce_value(std::int64_t{rank}, ReduceOp::sum),
             std::accumulate(members.begin(), members.end(), std::int64_t{0}));
 
@@ -222,7 +229,7 @@ void check_second_thread(Communicator& world) {
   });
   for (int repeat = 0; repeat < 3; ++repeat) {
     check_pending(world);
-    check_slices(world);
+    check_scattered_slices(world);
   }
   other.join();
 }
@@ -249,9 +256,47 @@ void check_wrong_arguments(Communicator& group) {
 
 }  // namespace
 
+void check_waits_are_watched(Communicator& world) {
+  const auto ranks = static_cast<std::size_t>(world.size());
+  const Counts ones(ranks, 1);
+  std::vector<float> floats(ranks), slice(1);
+  std::vector<double> doubles(ranks);
+  std::vector<std::byte> bytes(ranks), more(ranks);
+  const std::vector<std::pair<std::string, std::function<void()>>> cases{
+      {"split", [&] { world.split(0, "part"); }},
+      {"barrier", [&] { world.barrier(); }},
+      {"all_reduce", [&] { world.all_reduce(std::span(doubles), ReduceOp::max); }},
+      {"all_reduce", [&] { world.start_all_reduce_sum(floats)->wait(); }},
+      {"broadcast", [&] { world.broadcast(bytes, world.size() - 1); }},
+      {"all_gather", [&] { world.all_gather(std::as_bytes(std::span(bytes))); }},
+      {"all_gather", [&] { world.all_gather(floats, ones); }},
+      {"all_to_all", [&] { world.all_to_all(bytes, ones, more, ones, 1); }},
+      {"all_to_all", [&] { world.start_all_to_all(bytes, ones, more, ones, 1)->wait(); }},
+      {"reduce_scatter", [&] { world.reduce_scatter(floats, ones, slice); }},
+      {"reduce_scatter", [&] { world.start_reduce_scatter(floats, ones, slice)->wait(); }}};
+  for (const auto& [name, collective] : cases) {
+    world.barrier();
+    if (world.rank() > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(250));
+      collective();
+      continue;
+    }
+    std::string heard;
+    {
+      const Watchdog watchdog(std::chrono::milliseconds(50),
+                              [&](const std::string& message) { heard = message; });
+      collective();
+    }
+    EXPECT_EQ(heard.substr(0, 20), "rank 0 has waited 0.") << name;
+    EXPECT_NE(heard.find(" s in " + name + " of " + describe_group(world) + "; parallel."),
+              std::string::npos)
+        << heard;
+  }
+}
+
 void check_groups(Communicator& world) {
   check_wrong_arguments(world);
-  check_slices(world);
+  check_scattered_slices(world);
   check_sums_are_reproducible(world);
   check_pending(world);
   check_split(world);

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <mpi.h>
+
+#include <string>
+
+namespace scone {
+
+/// MPI for the life of the program, and the ways in which an error ends its ranks.
+class MpiSession {
+ public:
+  MpiSession(int& argc, char**& argv);
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+  ~MpiSession();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  /// Throws InputError where there are several ranks and this MPI does not let several threads use
+  /// it at once, which the batch stream's thread does.
+  void check_threads() const;
+
+  /// Reports an error of this rank and returns the exit code, or ends all ranks at once. Where all
+  /// ranks fail within a moment (a configuration that every rank reads), each distinct message is
+  /// printed once and all leave in order; else the others are at work or waiting for this rank, so
+  /// it prints its message and aborts them.
+  int report(const std::string& message, int code);
+
+  /// Collective. Rank `rank` prints how to attach a debugger to it and waits for that; the others
+  /// wait for it. Throws InputError where there is no such rank.
+  void wait_for_debugger(int rank);
+
+ private:
+  bool all_failed();
+
+  int rank_ = 0, size_ = 1, provided_ = 0;
+  MPI_Comm errors_ = MPI_COMM_NULL;  // used by report() and wait_for_debugger() alone
+};
+
+/// Ends all ranks with exit code `code`, from any thread, whatever the others do: prints
+/// `scone: error: [rank r of n, host]: message`, gives other ranks that come here at about the same
+/// time a second to print theirs, and aborts. Where the ranks cannot be aborted this process ends,
+/// which makes mpirun end the others.
+[[noreturn]] void end_all_ranks(const std::string& message, int code);
+
+}  // namespace scone
+
+/// Set by a debugger, in a rank that waits for it (--hang-rank).
+extern "C" volatile int scone_debugger_attached;
