@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "checkpoint/file_checksum.h"
+#include "data/json_integer.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -53,7 +54,7 @@ void check_version(const fs::path& path, const nlohmann::json& json) {
     throw InputError(fmt::format("{}: expected the format \"{}\", found \"{}\"", path.string(),
                                  kFormat, format));
   }
-  const auto version = json.at("format_version").get<std::int64_t>();
+  const auto version = json_integer(json.at("format_version"));
   if (version == kVersion) return;
   throw InputError(fmt::format(
       "{}: expected format version {}, found {}; {}", path.string(), kVersion, version,
@@ -70,7 +71,7 @@ void check_files(const fs::path& path, const nlohmann::json& files) {
       throw InputError(
           fmt::format("{}: \"files\": \"{}\" is not a file of this folder", path.string(), name));
     }
-    if (file.at("bytes").get<std::int64_t>() < 0) {
+    if (json_integer(file.at("bytes")) < 0) {
       throw InputError(fmt::format("{}: \"files\": {}: negative size", path.string(), name));
     }
     file.at("xxh3").get<std::string>();
@@ -79,15 +80,16 @@ void check_files(const fs::path& path, const nlohmann::json& files) {
 
 StoredTensor parse_tensor(const nlohmann::json& json, const nlohmann::json& files) {
   StoredTensor tensor;
-  json.at("shape").get_to(tensor.shape);
+  tensor.shape = json_integers(json.at("shape"));
   std::vector<Box> boxes;
   for (const auto& entry : json.at("boxes")) {
     StoredBox stored{.file = entry.at("file"),
-                     .offset = entry.at("offset"),
-                     .box = {.begin = entry.at("begin"), .extent = entry.at("extent")}};
+                     .offset = json_integer(entry.at("offset")),
+                     .box = {.begin = json_integers(entry.at("begin")),
+                             .extent = json_integers(entry.at("extent"))}};
     boxes.push_back(stored.box);
     const auto bytes = 4 * elements_of(stored.box.extent);
-    const auto file_size = files.at(stored.file).at("bytes").get<std::int64_t>();
+    const auto file_size = json_integer(files.at(stored.file).at("bytes"));
     if (stored.offset < 0 || bytes > file_size || stored.offset > file_size - bytes) {
       throw std::runtime_error(fmt::format("{} bytes at {} are beyond the end of {} of {} bytes",
                                            bytes, stored.offset, stored.file, file_size));
@@ -147,8 +149,8 @@ StoredCheckpoint parse_manifest(const fs::path& path, const std::string& text) {
     const nlohmann::json json = nlohmann::json::parse(text);
     check_version(path, json);  // first: another version need not have this one's checksum
     check_seal(path, text);
-    json.at("step").get_to(checkpoint.manifest.step);
-    json.at("tokens").get_to(checkpoint.manifest.tokens);
+    checkpoint.manifest.step = json_integer(json.at("step"));
+    checkpoint.manifest.tokens = json_integer(json.at("tokens"));
     checkpoint.manifest.model = json.at("model");
     checkpoint.manifest.run = json.at("run");
     checkpoint.manifest.data = json.at("data");

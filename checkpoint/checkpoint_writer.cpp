@@ -16,6 +16,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/slice_file.h"
+#include "parallel/watchdog.h"
 
 namespace scone {
 namespace {
@@ -183,6 +184,7 @@ std::vector<std::string> CheckpointWriter::gather(const std::string& text) {
 
 SaveOutcome CheckpointWriter::write(const CheckpointManifest& manifest,
                                     std::span<const TensorSlice> slices) {
+  const Phase phase("writing a checkpoint");
   const auto start = Clock::now();
   const bool root = communicator_->rank() == 0;
   const fs::path temporary = temporary_folder(checkpoints_, manifest.step);

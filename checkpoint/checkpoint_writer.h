@@ -43,6 +43,8 @@ struct SaveOutcome {
 ///
 /// A rank that fails at any point ends the save on all: the temporary folder is removed, and the
 /// old checkpoints stay. So they do where a writer is killed; the next save removes what it left.
+/// A rank that has written waits for the slowest one in an all_gather, so a watchdog's timeout must
+/// be longer than a file takes to write.
 class CheckpointWriter {
  public:
   /// communicator: the writer's own (a split of the world); of it only all_gather of bytes and

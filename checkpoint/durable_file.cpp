@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "checkpoint/file_checksum.h"
+#include "data/json_integer.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -98,7 +99,7 @@ namespace {
 /// What is wrong with one file of the list; empty: nothing.
 std::string file_problem(const fs::path& path, const nlohmann::json& file, bool checksums) {
   try {
-    const auto expected = file.at("bytes").get<std::int64_t>();
+    const auto expected = json_integer(file.at("bytes"));
     const std::int64_t found = file_bytes(path);
     if (found != expected) {
       return fmt::format("{}: expected {} bytes, found {}{}", path.string(), expected, found,

@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "checkpoint/file_checksum.h"
+#include "data/json_integer.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -58,8 +59,8 @@ TableLayout read_table_layout(const std::filesystem::path& path) {
                                    path.string(), kFormat, json.dump()));
     }
     layout.type = row_type_of(json.at("dtype").get<std::string>());
-    layout.width = json.at("width").get<std::int64_t>();
-    layout.rows = json.at("rows").get<std::int64_t>();
+    layout.width = json_integer(json.at("width"));
+    layout.rows = json_integer(json.at("rows"));
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
         fmt::format("{}: not an f-gram table: its first page: {}", path.string(), error.what()));
@@ -105,8 +106,8 @@ FgramTable::FgramTable(const std::filesystem::path& bundle, const nlohmann::json
     }
     path /= files.at(0).at("name").get<std::string>();
     expected.type = row_type_of(description.at("dtype").get<std::string>());
-    expected.width = description.at("width").get<std::int64_t>();
-    expected.rows = description.at("rows").get<std::int64_t>();
+    expected.width = json_integer(description.at("width"));
+    expected.rows = json_integer(description.at("rows"));
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
         fmt::format("{}: key \"table\": {}", (bundle / "bundle.json").string(), error.what()));

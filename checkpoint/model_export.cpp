@@ -167,6 +167,27 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   return result;
 }
 
+bool is_export(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path / kConfigFile, error)) return false;
+  try {
+    const nlohmann::json json = read_json_file(path / kConfigFile);
+    return json.is_object() && json.value("format", "") == kFormat;
+  } catch (const std::exception&) {  // another program's file of that name
+    return false;
+  }
+}
+
+std::vector<std::string> export_problems(const fs::path& folder) {
+  try {
+    return file_problems(folder, read_json_file(folder / kConfigFile).at("files"), true);
+  } catch (const nlohmann::json::exception& error) {
+    return {fmt::format("{}: {}", (folder / kConfigFile).string(), error.what())};
+  } catch (const InputError& error) {
+    return {error.what()};
+  }
+}
+
 fs::path import_model(const fs::path& exported, const fs::path& run) {
   const fs::path config_path = exported / kConfigFile;
   const nlohmann::json json = read_json_file(config_path);
@@ -180,7 +201,7 @@ fs::path import_model(const fs::path& exported, const fs::path& run) {
                       "`scone export`",
                       config_path.string(), kFormat, kVersion));
     }
-    const auto problems = file_problems(exported, json.at("files"), true);
+    const auto problems = export_problems(exported);
     if (!problems.empty()) {
       throw InputError(
           fmt::format("damaged export: {}; export it again", fmt::join(problems, "; ")));

@@ -22,6 +22,11 @@ struct ExportResult {
 /// for a bad source, std::runtime_error where writing fails; nothing half-written stays.
 ExportResult export_model(const std::filesystem::path& source, const std::filesystem::path& folder);
 
+/// True where `path` is a folder of export_model.
+bool is_export(const std::filesystem::path& path);
+/// What is wrong with it, every file read whole against its checksum: a line each; empty: valid.
+std::vector<std::string> export_problems(const std::filesystem::path& folder);
+
 /// The inverse: makes RUN/checkpoints/step-00000000 of an exported folder, with which `scone train`
 /// with run.folder=RUN begins anew: its weights, zero moments, no step done. The tokenizer and the
 /// f-gram vocabulary are those in `exported`, which must stay. Returns the checkpoint's path.

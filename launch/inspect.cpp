@@ -14,10 +14,12 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/file_checksum.h"
+#include "checkpoint/model_export.h"
 #include "checkpoint/safetensors.h"
 #include "data/fgram_vocabulary.h"
 #include "data/hdf5_file.h"
 #include "data/token_corpus.h"
+#include "data/tokenizer.h"
 #include "launch/command.h"
 #include "parallel/error.h"
 
@@ -242,6 +244,28 @@ void inspect_bundle(const fs::path& path, Report& report) {
                                   bundle.description.at("step").dump(), table));
 }
 
+void inspect_export(const fs::path& path, Report& report) {
+  const auto problems = export_problems(path);
+  if (!problems.empty()) {
+    throw InputError(fmt::format("damaged export: {}", fmt::join(problems, "; ")));
+  }
+  report.add(fmt::format("{}: export of `scone export`; checksums verified", path.string()));
+  for (const char* name : {"model.safetensors", "fgram_model.safetensors"}) {
+    if (fs::exists(path / name)) inspect_safetensors(path / name, report);
+  }
+  report.json["kind"] = "export";
+}
+
+void inspect_tokenizer(const fs::path& path, Report& report) {
+  const auto tokenizer = load_tokenizer(path);
+  report.json["kind"] = "tokenizer";
+  report.json["vocabulary_size"] = tokenizer->vocabulary_size();
+  report.json["fingerprint"] = tokenizer->fingerprint();
+  report.add(fmt::format("{}: tokenizer, {}, {} tokens, end of document {}, fingerprint {}",
+                         path.string(), tokenizer->description(), tokenizer->vocabulary_size(),
+                         tokenizer->end_of_document(), tokenizer->fingerprint()));
+}
+
 void inspect_table(const fs::path& path, Report& report) {
   const TableLayout layout = read_table_layout(path);
   report.json["kind"] = "table";
@@ -327,6 +351,7 @@ void inspect(const fs::path& path, Report& report) {
   }
   if (fs::is_directory(path)) {
     if (is_bundle(path)) return inspect_bundle(path, report);
+    if (is_export(path)) return inspect_export(path, report);
     if (is_checkpoint(path) || is_checkpoint_name(folder_name(path))) {
       return inspect_checkpoint(path, report);
     }
@@ -338,9 +363,10 @@ void inspect(const fs::path& path, Report& report) {
   if (path.extension() == ".safetensors") return inspect_safetensors(path, report);
   if (path.extension() == ".h5" || path.extension() == ".hdf5") return inspect_hdf5(path, report);
   if (path.extension() == ".bin") return inspect_table(path, report);
+  if (name == "tokenizer.json" || name == "tokenizer.model") return inspect_tokenizer(path, report);
   throw InputError(fmt::format(
-      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, bundle.json or "
-      "manifest.json",
+      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, tokenizer.json or "
+      "tokenizer.model, bundle.json or manifest.json",
       path.string()));
 }
 
@@ -351,8 +377,8 @@ void add_inspect(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "inspect",
       "Says what a file or folder of ours is and verifies it whole, checksums included: token "
-      "shards, f-gram vocabulary, checkpoint, bundle, safetensors. Exit code 2: damaged or "
-      "unknown.");
+      "shards, f-gram vocabulary, checkpoint, bundle, export, safetensors, tokenizer. Exit code 2: "
+      "damaged or unknown.");
   command->add_option("path", *path, "File or folder")->required();
   command->callback([path, &action] {
     action = [path](CommandContext& context) {

@@ -16,6 +16,33 @@ fail() {
 prepare_export_data
 run_and_export run "${scone_keys[@]}"
 "$scone" inspect run.export/fgram_model.safetensors | grep q_proj >/dev/null || fail "no q_proj in the f-gram model's file"
+
+# inspect's shapes and norms, against a reader written from docs/formats.md.
+"$scone" inspect run/checkpoints/step-00000020 --json >inspected.json
+"$scone" inspect run.export >out && grep -q 'fgram_model.safetensors: safetensors' out || fail "inspect of the export: $(cat out)"
+"$scone" inspect shards/tokenizer.model >out && grep -q '300 tokens' out || fail "inspect of the tokenizer: $(cat out)"
+/usr/bin/python3 - <<'PYTHON'
+import json, h5py, numpy
+checkpoint = "run/checkpoints/step-00000020"
+stored = json.load(open(f"{checkpoint}/manifest.json"))["tensors"]
+inspected = json.loads(open("inspected.json").read().splitlines()[-1])
+def tensor(name):
+    whole = numpy.empty(stored[name]["shape"], "<f4")
+    for box in stored[name]["boxes"]:
+        place = tuple(slice(b, b + e) for b, e in zip(box["begin"], box["extent"]))
+        whole[place] = numpy.memmap(f"{checkpoint}/{box['file']}", "<f4", "r", box["offset"], tuple(box["extent"]))
+        with h5py.File(f"{checkpoint}/{box['file']}") as file:
+            dataset = file[name + "@" + ",".join(map(str, box["begin"]))]
+            assert (dataset[()] == whole[place]).all() and dataset.id.get_offset() == box["offset"], name
+    return whole
+assert {entry["name"] for entry in inspected["tensors"]} == set(stored) and len(stored) > 100, len(stored)
+for entry in inspected["tensors"]:
+    values = tensor(entry["name"]).astype("f8")
+    assert list(values.shape) == entry["shape"], entry
+    assert abs(numpy.sqrt((values ** 2).sum()) - entry["norm"]) <= 1e-6 * entry["norm"], entry
+print(f"{len(stored)} tensors have the shapes and norms that inspect prints")
+PYTHON
+
 "$scone" import run.export --out new
 "$scone" inspect new | grep 'checkpoint of step 0, 0 tokens' >/dev/null || fail "the imported checkpoint was not described"
 "$scone" eval new --data shards/validation --json | tail -n 1 >new.json
