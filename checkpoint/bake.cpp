@@ -10,6 +10,7 @@
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
 #include "checkpoint/file_checksum.h"
+#include "checkpoint/model_source.h"
 #include "checkpoint/safetensors.h"
 #include "data/tokenizer.h"
 #include "model/main_model.h"
@@ -23,17 +24,6 @@ namespace fs = std::filesystem;
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kVocabularyFile = "fgrams.h5";
 constexpr const char* kTableFile = "table/rows.bin";
-
-template <class T>
-T value_at(const nlohmann::json& json, const char* key, const fs::path& checkpoint,
-           const char* section) {
-  try {
-    return json.at(key).get<T>();
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: key \"{}.{}\": {}", (checkpoint / "manifest.json").string(),
-                                 section, key, error.what()));
-  }
-}
 
 fs::path folder_path(const fs::path& path) {
   const fs::path normal = fs::absolute(path).lexically_normal();
@@ -68,74 +58,6 @@ void make_empty_folder(const fs::path& folder) {
   }
 }
 
-/// What of the manifest the bake needs, checked.
-struct Source {
-  fs::path checkpoint;
-  CheckpointManifest manifest;
-  ModelConfig config;
-  std::string tokenizer_fingerprint;
-};
-
-Source open_source(const fs::path& checkpoint) {
-  Source source;
-  source.checkpoint = checkpoint;
-  source.manifest = read_manifest(checkpoint);
-  try {
-    source.config = source.manifest.model.get<ModelConfig>();
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: key \"model\": {}", (checkpoint / "manifest.json").string(),
-                                 error.what()));
-  }
-  source.tokenizer_fingerprint =
-      value_at<std::string>(source.manifest.data, "tokenizer_fingerprint", checkpoint, "data");
-  return source;
-}
-
-std::unique_ptr<Tokenizer> open_tokenizer(const Source& source) {
-  const fs::path path =
-      value_at<std::string>(source.manifest.data, "tokenizer", source.checkpoint, "data");
-  auto tokenizer = load_tokenizer(path);
-  if (tokenizer->fingerprint() != source.tokenizer_fingerprint) {
-    throw InputError(fmt::format(
-        "{}: expected the tokenizer {} that {} was trained with, found {}; put the original back",
-        tokenizer->file().string(), source.tokenizer_fingerprint, source.checkpoint.string(),
-        tokenizer->fingerprint()));
-  }
-  return tokenizer;
-}
-
-FgramVocabulary open_vocabulary(const Source& source, const fs::path& chosen) {
-  const auto context = static_cast<int>(source.config.fgram.context);
-  if (chosen.empty()) {
-    const nlohmann::json& fgrams = source.manifest.fgrams;
-    const fs::path path = value_at<std::string>(fgrams, "vocabulary", source.checkpoint, "fgrams");
-    FgramVocabulary vocabulary(path,
-                               value_at<std::int64_t>(fgrams, "size", source.checkpoint, "fgrams"),
-                               value_at<int>(fgrams, "max_length", source.checkpoint, "fgrams"));
-    const auto expected = value_at<std::string>(fgrams, "fingerprint", source.checkpoint, "fgrams");
-    if (vocabulary.fingerprint() != expected) {
-      throw InputError(fmt::format(
-          "{}: expected the f-gram vocabulary {} that {} was trained with, found {}; give the one "
-          "to bake with --fgrams",
-          path.string(), expected, source.checkpoint.string(), vocabulary.fingerprint()));
-    }
-    return vocabulary;
-  }
-  FgramVocabulary vocabulary(chosen, 0, context);
-  if (vocabulary.token_vocabulary_size() != source.config.vocabulary_size) {
-    throw InputError(fmt::format(
-        "{}: its f-grams are of a vocabulary of {} tokens, the model's has {}; make the file again",
-        chosen.string(), vocabulary.token_vocabulary_size(), source.config.vocabulary_size));
-  }
-  if (vocabulary.tokenizer_fingerprint() != source.tokenizer_fingerprint) {
-    throw InputError(fmt::format(
-        "{}: its f-grams are of the tokenizer {}, the model's is {}; make the vocabulary from "
-        "shards of the model's tokenizer",
-        chosen.string(), vocabulary.tokenizer_fingerprint(), source.tokenizer_fingerprint));
-  }
-  return vocabulary;
-}
-
 /// Creates the table file at its full size, sparse, with its first page.
 void create_table(const fs::path& path, const TableLayout& layout) {
   fs::create_directories(path.parent_path());
@@ -144,7 +66,7 @@ void create_table(const fs::path& path, const TableLayout& layout) {
 }
 
 /// Adds tokenizer, model, f-gram vocabulary and at last bundle.json to the temporary folder.
-void write_rest(const fs::path& folder, const Source& source, const Tokenizer& tokenizer,
+void write_rest(const fs::path& folder, const ModelSource& source, const Tokenizer& tokenizer,
                 const ParameterSet& main_parameters, const FgramVocabulary* vocabulary,
                 const TableLayout& layout) {
   const std::string tokenizer_name =
@@ -179,9 +101,9 @@ void write_rest(const fs::path& folder, const Source& source, const Tokenizer& t
       {"step", source.manifest.step},
       {"tokens", source.manifest.tokens},
       {"sequence_length",
-       value_at<std::int64_t>(source.manifest.run, "sequence_length", source.checkpoint, "run")},
-      {"attention_across_documents",
-       value_at<bool>(source.manifest.run, "attention_across_documents", source.checkpoint, "run")},
+       manifest_value<std::int64_t>(source.checkpoint, source.manifest.run, "run.sequence_length")},
+      {"attention_across_documents", manifest_value<bool>(source.checkpoint, source.manifest.run,
+                                                          "run.attention_across_documents")},
       {"tokenizer", {{"file", tokenizer_name}, {"fingerprint", source.tokenizer_fingerprint}}},
       {"fgrams", fgrams},
       {"table", table},
@@ -213,7 +135,7 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     }
     found = fs::absolute(*checkpoint).string();
   }
-  const Source source = open_source(ranks.broadcast_string(found, 0));
+  const ModelSource source = open_model_source(ranks.broadcast_string(found, 0));
   result.checkpoint = source.checkpoint;
   result.step = source.manifest.step;
 
@@ -223,14 +145,15 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
                                  options.vocabulary.string(), source.checkpoint.string()));
   }
   std::unique_ptr<Tokenizer> tokenizer;
-  if (root) tokenizer = open_tokenizer(source);
+  if (root) tokenizer = open_source_tokenizer(source);
   std::unique_ptr<FgramVocabulary> vocabulary;
   ParameterSet main_parameters(main_parameter_specs(source.config), Device::cpu,
                                /*with_gradients=*/false);
   read_parameters(source.checkpoint, main_parameters);
   TableLayout layout;
   if (has_table) {
-    vocabulary = std::make_unique<FgramVocabulary>(open_vocabulary(source, options.vocabulary));
+    vocabulary =
+        std::make_unique<FgramVocabulary>(open_source_vocabulary(source, options.vocabulary));
     layout = {options.type, source.config.main.width, vocabulary->size()};
     result.rows = layout.rows;
     result.width = layout.width;

@@ -5,6 +5,7 @@
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
 #include "checkpoint/safetensors.h"
+#include "data/json_integer.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
 
@@ -27,10 +28,10 @@ nlohmann::json all_files(const nlohmann::json& description) {
 /// What readers take from the description, and that it lists the files it speaks of.
 void check_description(const nlohmann::json& description, const ModelConfig& config,
                        const fs::path& json_path) {
-  description.at("step").get<std::int64_t>();
+  json_integer(description.at("step"));
   description.at("attention_across_documents").get<bool>();
   description.at("tokenizer").at("fingerprint").get<std::string>();
-  const auto length = description.at("sequence_length").get<std::int64_t>();
+  const auto length = json_integer(description.at("sequence_length"));
   if (length < 1 || length > config.main.context) {
     throw InputError(fmt::format("{}: sequence_length: expected 1..{}, found {}",
                                  json_path.string(), config.main.context, length));
@@ -55,7 +56,7 @@ void check_description(const nlohmann::json& description, const ModelConfig& con
 void open_table(Bundle& bundle, const fs::path& json_path) {
   const nlohmann::json& fgrams = bundle.description.at("fgrams");
   const fs::path path = bundle.folder / fgrams.at("file").get<std::string>();
-  bundle.vocabulary = std::make_unique<FgramVocabulary>(path, fgrams.at("size").get<std::int64_t>(),
+  bundle.vocabulary = std::make_unique<FgramVocabulary>(path, json_integer(fgrams.at("size")),
                                                         fgrams.at("max_length").get<int>());
   const auto fingerprint = fgrams.at("fingerprint").get<std::string>();
   if (bundle.vocabulary->fingerprint() != fingerprint) {

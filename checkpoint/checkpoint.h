@@ -2,44 +2,27 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "checkpoint/tensor_slices.h"
+#include "checkpoint/checkpoint_manifest.h"
+#include "checkpoint/tensor_slice.h"
 #include "model/parameter.h"
 #include "model/tensor.h"
-#include "parallel/communicator.h"
 
 namespace scone {
 
-/// fp32 tensors by name ("parameters/main.token_embedding", "adam_m/main..", "adam_v/..").
+/// A whole fp32 tensor by name ("parameters/main.token_embedding", "adam_m/main..", "adam_v/..").
 struct NamedTensor {
   std::string name;
   Tensor tensor;
 };
 
-/// What a checkpoint's manifest.json holds beside its own format version and the files' checksums.
-struct CheckpointManifest {
-  std::int64_t step = 0;
-  std::int64_t tokens = 0;  // seen in training
-  nlohmann::json model;     // ModelConfig
-  nlohmann::json run;       // resolved run configuration
-  nlohmann::json data;      // data state, corpus and f-gram vocabulary fingerprints, tokenizer path
-  nlohmann::json fgrams;    // {"vocabulary": absolute path, "size", "max_length", "fingerprint"};
-                            // null for a baseline
-};
-
-/// Writes folder/step-XXXXXXXX: tensors.h5, then manifest.json, in a temporary folder that is
-/// fsynced and renamed. Called on one rank. Then removes the oldest checkpoints beyond `keep` (< 1:
-/// keeps all). Stale temporary folders of writers that were killed are removed first; a checkpoint
-/// of the same step is replaced. Throws std::runtime_error (too little space: before anything is
-/// written); nothing half-written stays.
-std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints,
-                                       const CheckpointManifest& manifest,
-                                       std::span<const NamedTensor> tensors, int keep);
+// A checkpoint is a folder step-XXXXXXXX of slice files (see slice_file.h), one a writing rank, and
+// manifest.json (see checkpoint_manifest.h), the last file written. CheckpointWriter makes them.
 
 /// Newest checkpoint whose files have the manifest's sizes and checksums; `skipped` gets a line for
 /// each newer one that was not valid. PATH: a run folder, its checkpoints folder, or one
@@ -56,16 +39,22 @@ std::vector<std::string> checkpoint_problems(const std::filesystem::path& checkp
 bool is_checkpoint(const std::filesystem::path& path);
 
 CheckpointManifest read_manifest(const std::filesystem::path& checkpoint);  // throws InputError
-/// Reads into the given tensors by name; shapes must agree. Throws InputError naming file and
-/// tensor.
+/// Names and global shapes of a checkpoint's tensors. Throws InputError.
+std::map<std::string, Shape> tensor_shapes(const std::filesystem::path& checkpoint);
+
+/// Fills the values of each target box from the stored boxes that overlap it, whatever ranks wrote
+/// them, reading only what is needed. Not collective. Throws InputError naming file and tensor: no
+/// such tensor, another global shape, a file that is missing or ends too early.
+void read_slices(const std::filesystem::path& checkpoint, std::span<const TensorSlice> targets);
+/// The same for whole tensors.
 void read_tensors(const std::filesystem::path& checkpoint, std::span<const NamedTensor> tensors);
-/// Fills every slice's values. Shapes must agree with the global ones. Throws as read_tensors.
-void read_slices(const std::filesystem::path& checkpoint, std::span<const TensorSlice> slices);
-/// Whole tensors on rank 0, in order of their names, from slices that hold each element once over
-/// the ranks (collective); nothing on the others.
-std::vector<NamedTensor> gather_tensors(Communicator& communicator,
-                                        std::span<const TensorSlice> slices);
 /// The same for the values of a parameter set ("parameters/" + spec name).
 void read_parameters(const std::filesystem::path& checkpoint, ParameterSet& parameters);
+
+/// Writes whole tensors as a checkpoint of this process alone, and keeps the `keep` newest (< 1:
+/// all). Throws std::runtime_error; nothing half-written stays.
+std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints,
+                                       const CheckpointManifest& manifest,
+                                       std::span<const NamedTensor> tensors, int keep);
 
 }  // namespace scone

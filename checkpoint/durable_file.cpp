@@ -10,8 +10,10 @@
 #include <fstream>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 #include "checkpoint/file_checksum.h"
+#include "data/json_integer.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -92,36 +94,47 @@ nlohmann::json describe_files(const fs::path& folder, const std::vector<std::str
   return files;
 }
 
+namespace {
+
+/// What is wrong with one file of the list; empty: nothing.
+std::string file_problem(const fs::path& path, const nlohmann::json& file, bool checksums) {
+  try {
+    const auto expected = json_integer(file.at("bytes"));
+    const std::int64_t found = file_bytes(path);
+    if (found != expected) {
+      return fmt::format("{}: expected {} bytes, found {}{}", path.string(), expected, found,
+                         found < expected ? " (truncated)" : "");
+    }
+    if (!checksums) return "";
+    const auto expected_checksum = file.at("xxh3").get<std::string>();
+    const std::string checksum = file_checksum(path);
+    if (checksum != expected_checksum) {
+      return fmt::format("{}: expected checksum {}, found {} (content changed)", path.string(),
+                         expected_checksum, checksum);
+    }
+    return "";
+  } catch (const InputError& error) {
+    return error.what();
+  } catch (const nlohmann::json::exception& error) {
+    return fmt::format("{}: its entry in \"files\": {}", path.string(), error.what());
+  }
+}
+
+}  // namespace
+
 std::vector<std::string> file_problems(const fs::path& folder, const nlohmann::json& files,
                                        bool checksums) {
-  std::vector<std::string> problems;
   if (!files.is_object() || files.empty()) {
     return {fmt::format("{}: the list \"files\" is missing or empty", folder.string())};
   }
-  for (const auto& [name, file] : files.items()) {
-    const fs::path path = folder / name;
-    try {
-      const auto expected = file.at("bytes").get<std::int64_t>();
-      const std::int64_t found = file_bytes(path);
-      if (found != expected) {
-        problems.push_back(fmt::format("{}: expected {} bytes, found {}{}", path.string(), expected,
-                                       found, found < expected ? " (truncated)" : ""));
-        continue;
-      }
-      if (!checksums) continue;
-      const auto expected_checksum = file.at("xxh3").get<std::string>();
-      const std::string checksum = file_checksum(path);
-      if (checksum != expected_checksum) {
-        problems.push_back(fmt::format("{}: expected checksum {}, found {} (content changed)",
-                                       path.string(), expected_checksum, checksum));
-      }
-    } catch (const InputError& error) {
-      problems.emplace_back(error.what());
-    } catch (const nlohmann::json::exception& error) {
-      problems.push_back(
-          fmt::format("{}: entry {} of \"files\": {}", folder.string(), name, error.what()));
-    }
+  std::vector<std::pair<fs::path, const nlohmann::json*>> all;
+  for (const auto& [name, file] : files.items()) all.emplace_back(folder / name, &file);
+  std::vector<std::string> problems(all.size());
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    problems[i] = file_problem(all[i].first, *all[i].second, checksums);
   }
+  std::erase(problems, "");
   return problems;
 }
 

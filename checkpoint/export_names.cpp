@@ -79,6 +79,8 @@ void for_each_pair(const std::string& block, const Visit& visit) {
 }  // namespace
 
 std::vector<std::string> export_names(const std::string& parameter) {
+  const std::string fgram = "fgram.";
+  if (parameter.starts_with(fgram)) return export_names("main." + parameter.substr(fgram.size()));
   const auto split = split_block(parameter, kOurBlocks);
   std::vector<std::string> names;
   for_each_pair(split ? split->first : "",

@@ -21,7 +21,8 @@ namespace scone {
 ///   main.final_norm.gain|bias                model.norm.weight|bias
 ///   main.head                                lm_head.weight (untied only)
 ///
-/// qkv is stored as three tensors: its rows in thirds are q, k and v.
+/// qkv is stored as three tensors: its rows in thirds are q, k and v. The f-gram model, in a file
+/// of its own, has the same names for "fgram." as the main model for "main.".
 struct ExportedPart {
   std::string parameter;  // our name
   int part = 0;           // which of `parts` equal pieces of axis 0
@@ -33,7 +34,7 @@ struct ExportedPart {
 /// for a parameter that the table above does not hold.
 std::vector<std::string> export_names(const std::string& parameter);
 
-/// The inverse. nullopt for a name the table does not hold.
+/// The inverse, of the main model. nullopt for a name the table does not hold.
 std::optional<ExportedPart> parameter_of_export_name(const std::string& name);
 
 /// All parameters under their outside names, as views of the values: to write or to read into.

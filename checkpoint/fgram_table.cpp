@@ -12,12 +12,16 @@
 #include <stdexcept>
 
 #include "checkpoint/file_checksum.h"
+#include "data/json_integer.h"
 #include "parallel/error.h"
 
 namespace scone {
 namespace {
 
 constexpr const char* kFormat = "scone-fgram-table";
+// Beyond any table; their product does not overflow.
+constexpr std::int64_t kMostRows = std::int64_t{1} << 40;
+constexpr std::int64_t kMostTableWidth = std::int64_t{1} << 20;
 constexpr std::size_t kPrefetchRows = 4;
 constexpr std::size_t kPrefetchBytes = 256;  // the processor's own prefetcher follows from there
 
@@ -55,13 +59,19 @@ TableLayout read_table_layout(const std::filesystem::path& path) {
                                    path.string(), kFormat, json.dump()));
     }
     layout.type = row_type_of(json.at("dtype").get<std::string>());
-    layout.width = json.at("width").get<std::int64_t>();
-    layout.rows = json.at("rows").get<std::int64_t>();
+    layout.width = json_integer(json.at("width"));
+    layout.rows = json_integer(json.at("rows"));
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
         fmt::format("{}: not an f-gram table: its first page: {}", path.string(), error.what()));
   }
-  if (layout.width <= 0 || layout.rows < 0 || layout.file_bytes() != bytes) {
+  if (layout.width < 1 || layout.width > kMostTableWidth || layout.rows < 0 ||
+      layout.rows > kMostRows) {
+    throw InputError(fmt::format("{}: expected a width of 1..{} and 0..{} rows, found {} and {}",
+                                 path.string(), kMostTableWidth, kMostRows, layout.width,
+                                 layout.rows));
+  }
+  if (layout.file_bytes() != bytes) {
     throw InputError(fmt::format("{}: expected {} bytes for {} rows of width {} ({}), found {}{}",
                                  path.string(), layout.file_bytes(), layout.rows, layout.width,
                                  name_of(layout.type), bytes,
@@ -96,8 +106,8 @@ FgramTable::FgramTable(const std::filesystem::path& bundle, const nlohmann::json
     }
     path /= files.at(0).at("name").get<std::string>();
     expected.type = row_type_of(description.at("dtype").get<std::string>());
-    expected.width = description.at("width").get<std::int64_t>();
-    expected.rows = description.at("rows").get<std::int64_t>();
+    expected.width = json_integer(description.at("width"));
+    expected.rows = json_integer(description.at("rows"));
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
         fmt::format("{}: key \"table\": {}", (bundle / "bundle.json").string(), error.what()));

@@ -1,16 +1,42 @@
 #include "checkpoint/file_checksum.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <fstream>
+#include <cerrno>
+#include <cstring>
 #include <new>
 #include <vector>
 
 #include "parallel/error.h"
 
 namespace scone {
+
+namespace {
+
+/// A file open for reading, closed with its scope.
+class OpenedFile {
+ public:
+  explicit OpenedFile(const std::filesystem::path& path)
+      : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor_ < 0) {
+      throw InputError(
+          fmt::format("{}: cannot be opened: {}", path.string(), std::strerror(errno)));
+    }
+  }
+  ~OpenedFile() { ::close(descriptor_); }
+  OpenedFile(const OpenedFile&) = delete;
+  OpenedFile& operator=(const OpenedFile&) = delete;
+  int descriptor() const { return descriptor_; }
+
+ private:
+  int descriptor_;
+};
+
+}  // namespace
 
 struct StreamingChecksum::State {
   XXH3_state_t* xxh3 = XXH3_createState();
@@ -33,21 +59,24 @@ void StreamingChecksum::add(std::span<const std::byte> bytes) {
 
 void StreamingChecksum::add_file(const std::filesystem::path& path, std::int64_t offset,
                                  std::int64_t bytes) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file || !file.seekg(offset)) {
-    throw InputError(fmt::format("{}: cannot be read from byte {}", path.string(), offset));
-  }
+  const OpenedFile file(path);
+  ::posix_fadvise(file.descriptor(), offset, bytes, POSIX_FADV_SEQUENTIAL);  // reads further ahead
   constexpr std::int64_t kPiece = std::int64_t{1} << 20;
   state_->buffer.resize(static_cast<std::size_t>(kPiece));
   for (std::int64_t done = 0; done < bytes;) {
-    const std::int64_t wanted = std::min(kPiece, bytes - done);
-    file.read(state_->buffer.data(), wanted);
-    if (file.gcount() != wanted) {
-      throw InputError(fmt::format("{}: truncated: expected {} bytes from byte {}, found {}",
-                                   path.string(), bytes, offset, done + file.gcount()));
+    const auto wanted = static_cast<std::size_t>(std::min(kPiece, bytes - done));
+    const ssize_t count = ::pread(file.descriptor(), state_->buffer.data(), wanted, offset + done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      throw InputError(fmt::format("{}: cannot be read from byte {}: {}", path.string(),
+                                   offset + done, std::strerror(errno)));
     }
-    XXH3_64bits_update(state_->xxh3, state_->buffer.data(), static_cast<std::size_t>(wanted));
-    done += wanted;
+    if (count == 0) {
+      throw InputError(fmt::format("{}: truncated: expected {} bytes from byte {}, found {}",
+                                   path.string(), bytes, offset, done));
+    }
+    XXH3_64bits_update(state_->xxh3, state_->buffer.data(), static_cast<std::size_t>(count));
+    done += count;
   }
 }
 

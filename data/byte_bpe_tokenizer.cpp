@@ -12,6 +12,7 @@
 #include "data/byte_alphabet.h"
 #include "data/byte_bpe_merges.h"
 #include "data/file_fingerprint.h"
+#include "data/json_integer.h"
 #include "data/word_cache.h"
 #include "data/word_splitter.h"
 #include "parallel/error.h"
@@ -166,7 +167,7 @@ void ByteBpeTokenizer::State::read_model(const json& root) {
 
   std::unordered_map<std::string, std::int64_t> added;
   for (const json& token : root.value("added_tokens", json::array())) {
-    added.emplace(token.at("content").get<std::string>(), token.at("id").get<std::int64_t>());
+    added.emplace(token.at("content").get<std::string>(), json_integer(token.at("id")));
   }
   const auto vocabulary = model.at("vocab").get<std::unordered_map<std::string, std::int64_t>>();
   for (const auto& [name, id] : vocabulary) {
@@ -224,7 +225,7 @@ void ByteBpeTokenizer::State::read_added_tokens(const json& root) {
   std::unordered_map<std::string, std::int64_t> special_ids;
   for (const json& token : root.value("added_tokens", json::array())) {
     const auto name = token.at("content").get<std::string>();
-    const auto id = token.at("id").get<std::int64_t>();
+    const auto id = json_integer(token.at("id"));
     const bool special = value_or(token, "special", false);
     add_token(name, id, special ? "" : name);
     special_ids.emplace(name, id);

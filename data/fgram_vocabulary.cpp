@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 
@@ -15,7 +16,7 @@
 namespace scone {
 namespace {
 
-constexpr std::int64_t format_version = 1;
+constexpr std::int64_t format_version = 2;
 constexpr std::uint64_t empty_key = std::numeric_limits<std::uint64_t>::max();
 constexpr int longest_fgram = 255;  // /length is one byte
 
@@ -25,6 +26,21 @@ std::uint64_t hash_key(std::uint64_t key) {
   key ^= key >> 32U;
   key *= 0xD6E8FEB86659FD93U;
   return key ^ (key >> 32U);
+}
+
+/// 16 hex digits of XXH3-64 over the datasets, one after the other.
+std::string checksum_of(const FgramVocabularyContents& contents) {
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                              XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  const auto add = [&](const auto& values) {
+    XXH3_64bits_update(state.get(), values.data(), values.size() * sizeof(values[0]));
+  };
+  add(contents.prefix);
+  add(contents.last_token);
+  add(contents.length);
+  add(contents.count);
+  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
 }
 
 FgramVocabularyContents read_contents(const std::filesystem::path& path, std::int64_t wanted) {
@@ -87,6 +103,14 @@ FgramVocabularyContents read_contents(const std::filesystem::path& path, std::in
   file.read("/last_token", H5T_NATIVE_UINT32, contents.last_token.data(), 0, used);
   file.read("/length", H5T_NATIVE_UINT8, contents.length.data(), 0, used);
   file.read("/count", H5T_NATIVE_UINT64, contents.count.data(), 0, used);
+  if (used == size) {
+    const std::string expected = file.string_attribute("checksum"), found = checksum_of(contents);
+    if (expected != found) {
+      throw InputError(fmt::format(
+          "{}: expected checksum {}, found {}: the f-grams were changed; make the file again",
+          path.string(), expected, found));
+    }
+  }
   return contents;
 }
 
@@ -326,6 +350,7 @@ void FgramVocabulary::save(const std::filesystem::path& path) const {
     file.set_attribute("min_count", contents.min_count);
     file.set_attribute("corpus_fingerprint", contents.corpus_fingerprint);
     file.set_attribute("corpus_tokens", contents.corpus_tokens);
+    file.set_attribute("checksum", checksum_of(contents));
     file.write("/prefix", H5T_NATIVE_INT64, shape, contents.prefix.data());
     file.write("/last_token", H5T_NATIVE_UINT32, shape, contents.last_token.data());
     file.write("/length", H5T_NATIVE_UINT8, shape, contents.length.data());

@@ -36,10 +36,12 @@ class Handle {
   herr_t (*close_)(hid_t);
 };
 
-/// The library prints its own error stack otherwise, and its exit handler crashes after a close
-/// that failed on a full disk; files are closed by their owners here.
+/// The library prints its own error stack otherwise (a setting of each thread where it was built
+/// with threads), and its exit handler crashes after a close that failed on a full disk; files are
+/// closed by their owners here.
 void silence_library() {
-  static const herr_t once = H5dont_atexit() + H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  static thread_local const herr_t once =
+      H5dont_atexit() + H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
   (void)once;
 }
 

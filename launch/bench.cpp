@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "data/size_suffix.h"
+#include "launch/bench_checkpoint.h"
 #include "launch/bench_parallel.h"
 #include "launch/command.h"
 #include "parallel/error.h"
@@ -47,6 +48,7 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Speed of the parts on this machine");
   bench->require_subcommand(1);
+  add_bench_checkpoint(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
       "parallel",

@@ -4,18 +4,22 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "checkpoint/bundle.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/file_checksum.h"
+#include "checkpoint/model_export.h"
 #include "checkpoint/safetensors.h"
 #include "data/fgram_vocabulary.h"
 #include "data/hdf5_file.h"
 #include "data/token_corpus.h"
+#include "data/tokenizer.h"
 #include "launch/command.h"
 #include "parallel/error.h"
 
@@ -94,13 +98,53 @@ void inspect_safetensors(const fs::path& path, Report& report) {
   }
 }
 
-void inspect_tensors_file(const fs::path& path, Report& report) {
+/// One slice file by itself: the boxes of one rank.
+void inspect_slice_file(const fs::path& path, Report& report) {
   const Hdf5File file = Hdf5File::open(path);
   TensorTree tree(report);
   for (const std::string& name : file.dataset_names()) {
     const Tensor tensor = Tensor::zeros(file.dataset_shape(name));
     file.read(name, H5T_NATIVE_FLOAT, tensor.data<float>());
     tree.add(name, "fp32", tensor.shape(), norm_of(tensor));
+  }
+}
+
+/// The whole tensors of a checkpoint, whatever ranks wrote them, some at a time.
+void inspect_tensors_of(const fs::path& checkpoint, Report& report) {
+  constexpr std::int64_t kElementsAtOnce = std::int64_t{1} << 26;
+  struct Group {
+    std::int64_t tensors = 0, elements = 0;
+    double squares = 0;
+  };
+  std::map<std::string, Group> groups;  // "parameters/main", "adam_m/main", ..
+  TensorTree tree(report);
+  std::vector<NamedTensor> some;
+  std::int64_t elements = 0;
+  const auto read_some = [&] {
+    read_tensors(checkpoint, some);
+    for (const NamedTensor& named : some) {
+      const double norm = norm_of(named.tensor);
+      tree.add(named.name, "fp32", named.tensor.shape(), norm);
+      Group& group = groups[named.name.substr(0, named.name.find('.'))];
+      ++group.tensors;
+      group.elements += named.tensor.elements();
+      group.squares += norm * norm;
+    }
+    some.clear();
+    elements = 0;
+  };
+  for (const auto& [name, shape] : tensor_shapes(checkpoint)) {
+    some.push_back({name, Tensor::zeros(shape)});
+    elements += some.back().tensor.elements();
+    if (elements >= kElementsAtOnce) read_some();
+  }
+  read_some();
+  for (const auto& [name, group] : groups) {
+    report.add(fmt::format("  {}: {} tensors, {} elements, norm {:.6g}", name, group.tensors,
+                           group.elements, std::sqrt(group.squares)));
+    report.json["groups"][name] = {{"tensors", group.tensors},
+                                   {"elements", group.elements},
+                                   {"norm", std::sqrt(group.squares)}};
   }
 }
 
@@ -168,11 +212,16 @@ void inspect_checkpoint(const fs::path& path, Report& report) {
   report.json["kind"] = "checkpoint";
   report.json["step"] = manifest.step;
   report.json["tokens"] = manifest.tokens;
-  report.add(fmt::format("{}: checkpoint of step {}, {} tokens seen, {}; checksums verified",
-                         path.string(), manifest.step, manifest.tokens,
-                         manifest.fgrams.is_null() ? "a baseline" : "with f-gram model"));
+  std::int64_t bytes = 0;
+  const StoredCheckpoint stored = load_manifest(path);
+  for (const auto& file : stored.files) bytes += file.at("bytes").get<std::int64_t>();
+  report.json["files"] = stored.files;
+  report.add(fmt::format(
+      "{}: checkpoint of step {}, {} tokens seen, {}; {} bytes in {} files, checksums verified",
+      path.string(), manifest.step, manifest.tokens,
+      manifest.fgrams.is_null() ? "a baseline" : "with f-gram model", bytes, stored.files.size()));
   report.add("  model: " + manifest.model.dump());
-  inspect_tensors_file(path / "tensors.h5", report);
+  inspect_tensors_of(path, report);
 }
 
 void inspect_bundle(const fs::path& path, Report& report) {
@@ -193,6 +242,28 @@ void inspect_bundle(const fs::path& path, Report& report) {
   report.lines.insert(report.lines.begin(),
                       fmt::format("{}: bundle of step {}, {}; checksums verified", path.string(),
                                   bundle.description.at("step").dump(), table));
+}
+
+void inspect_export(const fs::path& path, Report& report) {
+  const auto problems = export_problems(path);
+  if (!problems.empty()) {
+    throw InputError(fmt::format("damaged export: {}", fmt::join(problems, "; ")));
+  }
+  report.add(fmt::format("{}: export of `scone export`; checksums verified", path.string()));
+  for (const char* name : {"model.safetensors", "fgram_model.safetensors"}) {
+    if (fs::exists(path / name)) inspect_safetensors(path / name, report);
+  }
+  report.json["kind"] = "export";
+}
+
+void inspect_tokenizer(const fs::path& path, Report& report) {
+  const auto tokenizer = load_tokenizer(path);
+  report.json["kind"] = "tokenizer";
+  report.json["vocabulary_size"] = tokenizer->vocabulary_size();
+  report.json["fingerprint"] = tokenizer->fingerprint();
+  report.add(fmt::format("{}: tokenizer, {}, {} tokens, end of document {}, fingerprint {}",
+                         path.string(), tokenizer->description(), tokenizer->vocabulary_size(),
+                         tokenizer->end_of_document(), tokenizer->fingerprint()));
 }
 
 void inspect_table(const fs::path& path, Report& report) {
@@ -216,13 +287,13 @@ void inspect_hdf5(const fs::path& path, Report& report) {
     inspect_shard(path, report);
   } else if (format == "scone-fgrams") {
     inspect_vocabulary(path, report);
-  } else if (format == "scone-checkpoint-tensors") {
-    report.json["kind"] = "checkpoint-tensors";
-    report.add(
-        fmt::format("{}: tensors of a checkpoint (its checksum stands in manifest.json: "
-                    "inspect the folder)",
-                    path.string()));
-    inspect_tensors_file(path, report);
+  } else if (format == "scone-checkpoint-slices") {
+    report.json["kind"] = "checkpoint-slices";
+    report.add(fmt::format(
+        "{}: one rank's file of a checkpoint (its checksum stands in manifest.json: inspect the "
+        "folder)",
+        path.string()));
+    inspect_slice_file(path, report);
   } else {
     throw InputError(fmt::format("{}: HDF5, but not of ours: attribute \"format\" is \"{}\"",
                                  path.string(), format));
@@ -235,7 +306,7 @@ void inspect_folder(const fs::path& path, Report& report) {
   std::vector<fs::path> steps, shards;
   for (const auto& entry : fs::directory_iterator(checkpoints)) {
     const std::string name = entry.path().filename().string();
-    if (entry.is_directory() && name.starts_with("step-")) steps.push_back(entry.path());
+    if (entry.is_directory() && is_checkpoint_name(name)) steps.push_back(entry.path());
   }
   for (const auto& entry : fs::recursive_directory_iterator(path)) {
     if (entry.path().extension() == ".h5" && entry.is_regular_file()) {
@@ -268,13 +339,20 @@ void inspect_folder(const fs::path& path, Report& report) {
   if (!problems.empty()) throw InputError(fmt::format("{}", fmt::join(problems, "\n")));
 }
 
+/// "step-00000010" of "step-00000010/" too.
+std::string folder_name(const fs::path& path) {
+  const fs::path normal = path.lexically_normal();
+  return (normal.filename().empty() ? normal.parent_path() : normal).filename().string();
+}
+
 void inspect(const fs::path& path, Report& report) {
   if (!fs::exists(path)) {
     throw InputError(fmt::format("{}: no such file or folder", path.string()));
   }
   if (fs::is_directory(path)) {
     if (is_bundle(path)) return inspect_bundle(path, report);
-    if (is_checkpoint(path) || path.filename().string().starts_with("step-")) {
+    if (is_export(path)) return inspect_export(path, report);
+    if (is_checkpoint(path) || is_checkpoint_name(folder_name(path))) {
       return inspect_checkpoint(path, report);
     }
     return inspect_folder(path, report);
@@ -285,9 +363,10 @@ void inspect(const fs::path& path, Report& report) {
   if (path.extension() == ".safetensors") return inspect_safetensors(path, report);
   if (path.extension() == ".h5" || path.extension() == ".hdf5") return inspect_hdf5(path, report);
   if (path.extension() == ".bin") return inspect_table(path, report);
+  if (name == "tokenizer.json" || name == "tokenizer.model") return inspect_tokenizer(path, report);
   throw InputError(fmt::format(
-      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, bundle.json or "
-      "manifest.json",
+      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, tokenizer.json or "
+      "tokenizer.model, bundle.json or manifest.json",
       path.string()));
 }
 
@@ -298,8 +377,8 @@ void add_inspect(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "inspect",
       "Says what a file or folder of ours is and verifies it whole, checksums included: token "
-      "shards, f-gram vocabulary, checkpoint, bundle, safetensors. Exit code 2: damaged or "
-      "unknown.");
+      "shards, f-gram vocabulary, checkpoint, bundle, export, safetensors, tokenizer. Exit code 2: "
+      "damaged or unknown.");
   command->add_option("path", *path, "File or folder")->required();
   command->callback([path, &action] {
     action = [path](CommandContext& context) {

@@ -44,6 +44,8 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_generate(app, action);
   scone::add_inspect(app, action);
   scone::add_bench(app, action);
+  scone::add_export(app, action);
+  scone::add_import(app, action);
 }
 
 int run(int argc, char** argv, scone::MpiSession& session) {

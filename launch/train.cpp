@@ -25,7 +25,7 @@
 namespace scone {
 namespace {
 
-constexpr int exit_requeue = 75;  // stopped by a signal with a checkpoint saved
+constexpr int exit_requeue = 75;  // stopped by a signal or its time limit, with a checkpoint saved
 
 struct Arguments {
   std::string file;
@@ -119,13 +119,13 @@ int run_train(const Arguments& arguments, CommandContext& context) {
                          {"tokens", result.tokens},
                          {"seconds", result.seconds},
                          {"folder", config.run.folder},
-                         {"stopped_by_signal", result.stopped_by_signal}};
+                         {"stopped_early", result.stopped_early}};
   if (result.loss) json["loss"] = *result.loss;
   if (result.validation_loss) json["validation_loss"] = *result.validation_loss;
   spdlog::info("done: step {}, {} tokens, {}", result.step, result.tokens,
                format_duration(result.seconds));
   context.print_result(json);
-  return result.stopped_by_signal ? exit_requeue : 0;
+  return result.stopped_early ? exit_requeue : 0;
 }
 
 }  // namespace

@@ -208,6 +208,8 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(run.folder, "config.yaml, metrics.jsonl, log.txt and checkpoints/ go here");
   SCONE_KEY(run.seed, "of the initial weights and of the data order");
 
+  SCONE_KEY(run.time_limit, "seconds after which the run saves and leaves with 75; 0: none");
+
   SCONE_KEY(data.train, "token shards: files or folders");
   SCONE_KEY(data.validation, "token shards; empty: no evaluation");
   SCONE_KEY(data.prefetch, "batches made ahead, on a thread of their own");
@@ -281,10 +283,15 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(trainer.sequence_length, "tokens; at most model.main.context");
   SCONE_KEY(trainer.eval_every, "steps; 0: only at the end");
   SCONE_KEY(trainer.eval_tokens, "0: all of the validation data");
-  SCONE_KEY(trainer.on_bad_step, "skip, stop: where loss or gradient is not finite");
+  SCONE_KEY(trainer.on_bad_step, "skip, stop: where loss or gradient is not finite, or far off");
+  SCONE_KEY(trainer.bad_step_sigma,
+            "far off: so many standard deviations above the window's mean; 0: never");
+  SCONE_KEY(trainer.bad_step_window, "steps that a step is compared with");
+  SCONE_KEY(trainer.bad_steps_in_a_row, "so many end the run");
 
   SCONE_KEY(checkpoint.every, "steps; 0: only at the end");
   SCONE_KEY(checkpoint.keep, "newest ones that stay; 0: all");
+  SCONE_KEY(checkpoint.permanent_every, "steps; checkpoints of these multiples stay; 0: none");
   SCONE_KEY(checkpoint.async, "written while training goes on");
 
   SCONE_KEY(logging.every, "steps between lines on the terminal");

@@ -41,7 +41,7 @@ void MetricsLog::write(const StepMetrics& m) {
                          {"fgram_nodes_per_token", m.fgram_nodes_per_token},
                          {"fgram_nodes_computed_per_token", m.fgram_nodes_computed_per_token},
                          {"data_wait_share", m.data_wait_share}};
-  if (m.skipped) json["skipped"] = true;
+  if (m.skipped()) json["skipped"] = m.skip_reason;
   if (m.validation_loss) json["validation_loss"] = *m.validation_loss;
   out_ << json.dump() << std::endl;
   if (!out_) throw std::runtime_error("metrics: cannot be written; is the disk full?");
@@ -59,7 +59,7 @@ std::string describe(const StepMetrics& m, std::int64_t total_steps, bool with_f
   else
     line += " of peak";
   line += fmt::format(" | ETA {}", format_duration(seconds_left));
-  if (m.skipped) line += " | update skipped: loss or gradients are not finite";
+  if (m.skipped()) line += " | update skipped: " + m.skip_reason;
   return line;
 }
 

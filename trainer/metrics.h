@@ -14,8 +14,9 @@ struct StepMetrics {
   std::int64_t tokens = 0;  // seen since the run's begin
   double loss = 0;          // mean natural-log cross-entropy of the batch's predicted tokens
   double lr = 0;
-  double grad_norm = 0;  // over both models, before clipping
-  bool skipped = false;  // the update was left out: loss or gradient norm not finite
+  double grad_norm = 0;     // over both models, before clipping
+  std::string skip_reason;  // why the update was left out; empty: it was not
+  bool skipped() const { return !skip_reason.empty(); }
   double step_seconds = 0;
   double tokens_per_second = 0;
   double main_peak_share =

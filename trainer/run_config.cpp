@@ -177,7 +177,6 @@ void check_not_built(const ConfigReader& reader) {
   check_choice("parallel.communicator", config.parallel.communicator, "mpi", "nccl");
   check_choice("compute.device", config.compute.device, "cpu", "cuda");
   check_choice("compute.dtype", config.compute.dtype, "fp32", "bf16");
-  refuse(config.checkpoint.async, "checkpoint.async", "true", "false");
   refuse(config.logging.tensorboard, "logging.tensorboard", "true", "false");
 }
 
@@ -341,6 +340,13 @@ void validate(const ConfigReader& reader, int ranks) {
                             "{}",
                             most_threads, config.compute.threads));
   at_least_one("logging.every", config.logging.every);
+  at_least_one("trainer.bad_step_window", config.trainer.bad_step_window);
+  at_least_one("trainer.bad_steps_in_a_row", config.trainer.bad_steps_in_a_row);
+  const auto at_least_zero = [&](const char* key, double value) {
+    if (value < 0) reader.fail(key, fmt::format("expected at least 0, found {}", value));
+  };
+  at_least_zero("trainer.bad_step_sigma", config.trainer.bad_step_sigma);
+  at_least_zero("run.time_limit", config.run.time_limit);
   if (config.logging.metrics.empty())
     reader.fail("logging.metrics", "expected a file name, found ''");
   check_optimizer(reader);

@@ -27,6 +27,7 @@ struct RunConfig {
   struct {
     std::string folder;
     std::uint64_t seed = 1;
+    double time_limit = 0;  // seconds; 0: none
   } run;
   struct {
     std::vector<std::string> train;       // shard files or folders
@@ -76,10 +77,14 @@ struct RunConfig {
     std::int64_t eval_every = 0;       // steps; 0: only at the end
     std::int64_t eval_tokens = 0;      // 0: all of the validation data
     BadStep on_bad_step = BadStep::skip;
+    double bad_step_sigma = 0;  // 0: only what is not finite is bad
+    std::int64_t bad_step_window = 128;
+    std::int64_t bad_steps_in_a_row = 10;
   } trainer;
   struct {
     std::int64_t every = 0;  // steps; 0: only at the end
     int keep = 2;
+    std::int64_t permanent_every = 0;  // steps; 0: none
     bool async = false;
   } checkpoint;
   struct {

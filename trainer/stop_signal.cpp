@@ -9,7 +9,8 @@ volatile std::sig_atomic_t received_signal = 0;
 
 void on_signal(int signal) {
   received_signal = signal;
-  std::signal(signal, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+  std::signal(SIGUSR1, SIG_DFL);
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
       world_(world),
       grids_(world, config_.parallel.main.tp, config_.parallel.fgram.tp),
       data_(open_run_data(config_)),
-      width_(config_.model.main.width) {
+      width_(config_.model.main.width),
+      bad_steps_(config_.trainer.bad_step_sigma, config_.trainer.bad_step_window) {
   const ModelConfig& model = config_.model;
   const auto part_of = [](const ProcessGrid& grid) {
     return Part{grid.tensor_rank(), grid.tensor_size()};
@@ -67,6 +68,12 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
     planner_ = std::make_unique<FgramPlanner>(*data_.vocabulary, world, grids_.main, grids_.fgram);
   }
   if (data_.validation) token_bytes_ = token_byte_lengths(*data_.tokenizer);
+  writer_ = std::make_unique<CheckpointWriter>(
+      std::filesystem::path(config_.run.folder) / "checkpoints",
+      world.split(0, "checkpoint writer"),
+      CheckpointOptions{.keep = config_.checkpoint.keep,
+                        .permanent_every = config_.checkpoint.permanent_every,
+                        .async = config_.checkpoint.async});
   resume();
   batches_ = std::make_unique<BatchStream>(*data_.train, data_.vocabulary.get(), stream_options(),
                                            data_state_, planner_.get());
@@ -205,10 +212,12 @@ void Trainer::reduce(const Batch& batch, double loss_sum, std::int64_t targets,
   }
   lap(start, metrics.reduction_seconds);
   const auto number = [](std::int64_t count) { return static_cast<double>(count); };
+  const double limit = config_.run.time_limit;
+  const bool out_of_time = limit > 0 && seconds_since(start_) > limit;
   const bool computes = has_fgrams() && grids_.fgram.tensor_rank() == 0;
   double sums[] = {grids_.main.tensor_rank() == 0 ? loss_sum : 0.0,
                    squared_norm,
-                   stop_signal_.received() != 0 ? 1.0 : 0.0,
+                   stop_signal_.received() != 0 || out_of_time ? 1.0 : 0.0,
                    metrics.main_seconds,
                    metrics.fgram_seconds,
                    metrics.exchange_seconds,
@@ -236,9 +245,8 @@ void Trainer::reduce(const Batch& batch, double loss_sum, std::int64_t targets,
 void Trainer::update_parameters(StepMetrics& metrics) {
   const Phase phase("parameter update");
   metrics.lr = learning_rate(config_, step_);
-  metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
-  bad_steps_in_a_row_ = metrics.skipped ? bad_steps_in_a_row_ + 1 : 0;
-  if (metrics.skipped) return;
+  metrics.skip_reason = bad_steps_.judge(metrics.loss, metrics.grad_norm);
+  if (metrics.skipped()) return;
   const double clip = config_.optimizer.clip;
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
   ++updates_;
@@ -306,26 +314,29 @@ TrainingResult Trainer::run() {
     }
     if (metrics_log_) metrics_log_->write(metrics);
     if (step_ == first_step + 1 || step_ == total || step_ % config_.logging.every == 0 ||
-        metrics.skipped) {
+        metrics.skipped()) {
       const double mean = step_seconds / static_cast<double>(step_ - first_step);
       spdlog::info(
           describe(metrics, total, has_fgrams(), mean * static_cast<double>(total - step_)));
     }
-    if (metrics.skipped &&
-        (config_.trainer.on_bad_step == BadStep::stop || bad_steps_in_a_row_ >= 10))
+    report_save();
+    if (metrics.skipped() && (config_.trainer.on_bad_step == BadStep::stop ||
+                              bad_steps_.in_a_row() >= config_.trainer.bad_steps_in_a_row))
       throw std::runtime_error(
-          fmt::format("step {}: loss {} and gradient norm {} ({} such steps in a row); lower "
-                      "optimizer.peak_lr or look at the data",
-                      step_, metrics.loss, metrics.grad_norm, bad_steps_in_a_row_));
+          fmt::format("step {}: {} ({} bad steps in a row); lower optimizer.peak_lr or look at the "
+                      "data",
+                      step_, metrics.skip_reason, bad_steps_.in_a_row()));
     if (due(config_.checkpoint.every) || stop_requested_) {
       save_checkpoint();
       saved_step = step_;
     }
   }
-  result.stopped_by_signal = stop_requested_ && step_ < total;
-  if (result.stopped_by_signal)
+  finish_checkpoint();
+  result.stopped_early = stop_requested_ && step_ < total;
+  if (result.stopped_early)
     spdlog::info(
-        "stopped by a signal after step {}, checkpoint of step {} saved; start again to go on",
+        "stopped by {} after step {}, checkpoint of step {} saved; start again to go on",
+        stop_signal_.received() != 0 ? "a signal" : "run.time_limit or another rank's signal",
         step_, saved_step);
   result.step = step_;
   result.tokens = tokens_;

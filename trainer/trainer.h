@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -8,10 +9,12 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_writer.h"
 #include "data/batch_stream.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "parallel/communicator.h"
+#include "trainer/bad_steps.h"
 #include "trainer/distributed_optimizer.h"
 #include "trainer/embedding_source.h"
 #include "trainer/evaluation.h"
@@ -27,7 +30,7 @@ struct TrainingResult {
   std::int64_t step = 0, tokens = 0;
   std::optional<double> loss;             // of the last step; none: no step was left
   std::optional<double> validation_loss;  // of the last evaluation
-  bool stopped_by_signal = false;         // with a checkpoint saved
+  bool stopped_early = false;             // by a signal or run.time_limit, with a checkpoint saved
   double seconds = 0;
 };
 
@@ -36,8 +39,9 @@ struct TrainingResult {
 class Trainer {
  public:
   /// Opens the data, makes this rank's part of both models, and resumes from the newest valid
-  /// checkpoint of run.folder where there is one. Throws InputError for unfit data, for grids that
-  /// the ranks or the models do not fit, or a checkpoint of another model or other data.
+  /// checkpoint of run.folder where there is one, of whatever grids; one without the f-gram model
+  /// begins that anew, one with it may be resumed without. Throws InputError for unfit data, for
+  /// grids that the ranks or the models do not fit, or a checkpoint of another model or other data.
   Trainer(RunConfig config, Backend& backend, Communicator& world);
   ~Trainer();
 
@@ -48,7 +52,10 @@ class Trainer {
   /// One step on the next batch of the stream (for run and tests): see DESIGN's "the step".
   StepMetrics train_step();
   EvaluationResult evaluate_validation();
+  /// Saves, in the background with checkpoint.async. A save that fails is a warning.
   void save_checkpoint();
+  /// Waits for a save in the background. Throws std::runtime_error where the last one failed.
+  void finish_checkpoint();
 
   /// hook(step) is called in the middle of each step, with the step's number, between the backward
   /// passes of the two models: for injected faults.
@@ -65,9 +72,13 @@ class Trainer {
   bool has_fgrams() const { return fgram_model_ != nullptr; }
   void print_start(double peak) const;
   void resume();
+  /// Reads what a checkpoint holds of this run's state.
+  void restore(const std::filesystem::path& checkpoint, const CheckpointManifest& saved);
+  /// Logs how a save ended, if one has.
+  void report_save();
   CheckpointManifest manifest() const;
   /// Boxes of parameters and moments; see DistributedOptimizer::state.
-  std::vector<TensorSlice> state(bool for_writing) const;
+  std::vector<TensorSlice> state(bool for_writing, bool with_fgrams) const;
   OptimizerSettings optimizer_settings(const GridConfig& grid) const;
   BatchStreamOptions stream_options() const;
   // The parts of train_step, in order; each adds its seconds to the metrics.
@@ -95,12 +106,15 @@ class Trainer {
   std::unique_ptr<DistributedOptimizer> main_optimizer_, fgram_optimizer_;
   std::unique_ptr<FgramPlanner> planner_;  // used by the batch stream's thread
   std::unique_ptr<BatchStream> batches_;
+  std::unique_ptr<CheckpointWriter> writer_;
   std::unique_ptr<MetricsLog> metrics_log_;
   std::vector<std::int32_t> token_bytes_;
 
   std::int64_t step_ = 0, tokens_ = 0;
   std::int64_t updates_ = 0;  // steps that were not skipped
-  std::int64_t bad_steps_in_a_row_ = 0;
+  BadSteps bad_steps_;
+  std::string save_error_;  // of the last save that has ended
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   DataState data_state_;
   double peak_ = 0;  // FLOP/s of all ranks together
   bool stop_requested_ = false;

@@ -7,6 +7,7 @@
 
 #include "data/tokenizer.h"
 #include "parallel/error.h"
+#include "parallel/watchdog.h"
 #include "trainer/trainer.h"
 
 namespace scone {
@@ -31,9 +32,9 @@ void expect_equal(const std::filesystem::path& checkpoint, const std::string& wh
 
 }  // namespace
 
-std::vector<TensorSlice> Trainer::state(bool for_writing) const {
+std::vector<TensorSlice> Trainer::state(bool for_writing, bool with_fgrams) const {
   std::vector<TensorSlice> slices = main_optimizer_->state(for_writing);
-  if (has_fgrams()) {
+  if (with_fgrams) {
     const auto of_fgrams = fgram_optimizer_->state(for_writing);
     slices.insert(slices.end(), of_fgrams.begin(), of_fgrams.end());
   }
@@ -47,6 +48,11 @@ CheckpointManifest Trainer::manifest() const {
   manifest.model = config_.model;
   manifest.run = {{"yaml", to_yaml(config_)},
                   {"updates", updates_},
+                  {"bad_steps", bad_steps_.state()},
+                  {"ranks", world_.size()},
+                  {"grids",
+                   {{"main", {grids_.main.tensor_size(), grids_.main.data_size()}},
+                    {"fgram", {grids_.fgram.tensor_size(), grids_.fgram.data_size()}}}},
                   {"seed", config_.run.seed},
                   {"sequence_length", config_.trainer.sequence_length},
                   {"batch_tokens", config_.trainer.batch_tokens},
@@ -66,13 +72,33 @@ CheckpointManifest Trainer::manifest() const {
 }
 
 void Trainer::save_checkpoint() {
-  const std::vector<NamedTensor> tensors = gather_tensors(world_, state(true));
-  if (world_.rank() == 0) {
-    const auto path = write_checkpoint(std::filesystem::path(config_.run.folder) / "checkpoints",
-                                       manifest(), tensors, config_.checkpoint.keep);
-    spdlog::info("checkpoint {}", path.string());
-  }
-  world_.barrier();
+  const Phase phase("checkpoint");
+  writer_->save(manifest(), state(true, has_fgrams()));
+  report_save();
+}
+
+void Trainer::report_save() {
+  const auto outcome = writer_->take_outcome();
+  if (!outcome) return;
+  save_error_ = outcome->error;
+  if (world_.rank() != 0) return;
+  if (!outcome->saved())
+    spdlog::warn("checkpoint of step {} was not saved, the ones before it stay: {}", outcome->step,
+                 outcome->error);
+  else
+    spdlog::info("checkpoint {}, {:.1f} MB in {}", outcome->path.string(),
+                 static_cast<double>(outcome->bytes) / 1e6, format_duration(outcome->seconds));
+  if (!outcome->warning.empty()) spdlog::warn("checkpoint: {}", outcome->warning);
+}
+
+void Trainer::finish_checkpoint() {
+  writer_->wait();
+  report_save();
+  if (!save_error_.empty())
+    throw std::runtime_error(fmt::format(
+        "the last checkpoint was not saved: {}; the one before it is whole, start again to go on "
+        "from it",
+        save_error_));
 }
 
 void Trainer::resume() {
@@ -84,36 +110,55 @@ void Trainer::resume() {
     for (const auto& line : skipped) spdlog::warn("skipped {}", line);
     if (found) chosen = found->string();
     if (!found && !skipped.empty())
-      throw InputError(fmt::format("{}: no valid checkpoint among {}; remove them to start anew",
-                                   config_.run.folder, skipped.size()));
+      throw InputError(
+          fmt::format("{}: no valid checkpoint among {}: {}; remove them to start anew",
+                      config_.run.folder, skipped.size(), fmt::join(skipped, "; ")));
   }
   chosen = world_.broadcast_string(chosen, 0);
-  if (chosen.empty()) return;
-  const CheckpointManifest saved = read_manifest(chosen);
+  if (!chosen.empty()) restore(chosen, read_manifest(chosen));
+}
+
+void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointManifest& saved) {
   const CheckpointManifest own = manifest();
-  auto shape_of_model = [](nlohmann::json model) {  // without what only bounds memory
+  const auto layers_of = [](const nlohmann::json& model) {
+    return model.at("fgram").at("layers").get<std::int64_t>();
+  };
+  const bool had_fgrams = layers_of(saved.model) > 0;
+  const bool both_have_fgrams = had_fgrams && has_fgrams();
+  auto shape_of_model = [&](nlohmann::json model) {  // without what only bounds memory
     model.erase("fgram_recompute");
     model.erase("fgram_chunk_nodes");
+    if (!both_have_fgrams) model.erase("fgram");  // one of them is to begin anew, or to be dropped
     return model;
   };
-  expect_equal(chosen, "model", shape_of_model(saved.model), shape_of_model(own.model));
-  expect_equal(chosen, "run.seed", saved.run.at("seed"), own.run.at("seed"));
-  expect_equal(chosen, "trainer.sequence_length", saved.run.at("sequence_length"),
-               own.run.at("sequence_length"));
-  expect_equal(chosen, "data.attention_across_documents",
-               saved.run.at("attention_across_documents"),
-               own.run.at("attention_across_documents"));
-  expect_equal(chosen, "data.train", saved.data.at("corpus_fingerprint"),
-               own.data.at("corpus_fingerprint"));
-  if (data_.vocabulary)
-    expect_equal(chosen, "fgrams.vocabulary", saved.fgrams.at("fingerprint"),
-                 own.fgrams.at("fingerprint"));
-  read_slices(chosen, state(false));
+  const auto expect = [&](const std::string& what, const nlohmann::json& of_saved,
+                          const nlohmann::json& of_own) {
+    expect_equal(checkpoint, what, of_saved, of_own);
+  };
+  expect("model", shape_of_model(saved.model), shape_of_model(own.model));
+  expect("tokenizer", saved.data.at("tokenizer_fingerprint"), own.data.at("tokenizer_fingerprint"));
+  if (!saved.run.value("imported", false)) {  // of `scone import`: only the model is given
+    expect("run.seed", saved.run.at("seed"), own.run.at("seed"));
+    expect("trainer.sequence_length", saved.run.at("sequence_length"),
+           own.run.at("sequence_length"));
+    expect("data.attention_across_documents", saved.run.at("attention_across_documents"),
+           own.run.at("attention_across_documents"));
+    expect("data.train", saved.data.at("corpus_fingerprint"), own.data.at("corpus_fingerprint"));
+    if (both_have_fgrams)
+      expect("fgrams.vocabulary", saved.fgrams.at("fingerprint"), own.fgrams.at("fingerprint"));
+  }
+  read_slices(checkpoint, state(false, both_have_fgrams));
   step_ = saved.step;
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
   data_state_ = {saved.data.at("epoch"), saved.data.at("sample")};
-  spdlog::info("resumed from {} at step {}", chosen, step_);
+  if (saved.run.contains("bad_steps")) bad_steps_.restore(saved.run.at("bad_steps"));
+  if (world_.rank() != 0) return;
+  spdlog::info("resumed from {} at step {}", checkpoint.string(), step_);
+  if (had_fgrams != has_fgrams())
+    spdlog::warn("{}: {}", checkpoint.string(),
+                 had_fgrams ? "its f-gram model is dropped (model.fgram.layers is 0)"
+                            : "holds no f-gram model; this run's begins anew");
 }
 
 void Trainer::print_start(double peak) const {

@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "checkpoint/checkpoint_manifest.h"
 #include "checkpoint/durable_file.h"
 #include "parallel/error.h"
 #include "tiny_run.h"
@@ -94,19 +95,30 @@ TEST(Checkpoint, KeepsTheNewestAndReplacesItsOwnStep) {
 
 TEST(Checkpoint, RemovesWhatAKilledWriterLeft) {
   const TemporaryFolder folder;
-  fs::create_directories(folder.path() / ".tmp-step-00000005");
-  std::ofstream(folder.path() / ".tmp-step-00000005/tensors.h5") << "half";
+  for (const char* left : {"step-00000005.tmp", "step-00000003.removed.tmp"}) {
+    fs::create_directories(folder.path() / left);
+    std::ofstream(folder.path() / left / "rank-00000.h5") << "half";
+  }
   EXPECT_FALSE(find_checkpoint(folder.path()));
   write_step(folder.path(), 6);
-  EXPECT_FALSE(fs::exists(folder.path() / ".tmp-step-00000005"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(Checkpoint, OneSetAsideByAKilledWriterIsFoundAndPutBack) {
+  const TemporaryFolder folder;
+  fs::rename(write_step(folder.path(), 5), folder.path() / "step-00000005.aside.tmp");
+  EXPECT_EQ(find_checkpoint(folder.path()), folder.path() / "step-00000005.aside.tmp");
+  write_step(folder.path(), 6);
+  EXPECT_TRUE(checkpoint_problems(folder.path() / "step-00000005").empty());
+  EXPECT_EQ(find_checkpoint(folder.path()), folder.path() / "step-00000006");
 }
 
 TEST(Checkpoint, FindsTheNewestValidOne) {
   const TemporaryFolder run;
   const fs::path folder = run.path() / "checkpoints";
   for (const std::int64_t step : {9, 10, 11, 12, 13}) write_step(folder, step);
-  flip_byte(folder / "step-00000013/tensors.h5", 3000);
-  fs::resize_file(folder / "step-00000012/tensors.h5", 500);
+  flip_byte(folder / "step-00000013/rank-00000.h5", 3000);
+  fs::resize_file(folder / "step-00000012/rank-00000.h5", 500);
   fs::remove(folder / "step-00000011/manifest.json");
   std::vector<std::string> skipped;
   for (const fs::path& given : {run.path(), folder}) {
@@ -128,11 +140,60 @@ TEST(Checkpoint, RejectsAForeignManifest) {
   const TemporaryFolder folder;
   const fs::path path = write_step(folder.path(), 1);
   for (const char* text : {"{", "[]", R"({"format": "other"})",
+                           R"({"format": "scone-checkpoint", "format_version": 3})",
                            R"({"format": "scone-checkpoint", "format_version": 2})"}) {
     std::ofstream(path / "manifest.json") << text;
     EXPECT_THROW(read_manifest(path), InputError) << text;
     EXPECT_EQ(checkpoint_problems(path).size(), 1U) << text;
   }
+  std::ofstream(path / "manifest.json") << R"({"format": "scone-checkpoint", "format_version": 1})";
+  EXPECT_THAT(checkpoint_problems(path).at(0),
+              AllOf(HasSubstr("expected format version 2, found 1"),
+                    HasSubstr("finish the run with the program version that wrote it")));
+}
+
+TEST(Checkpoint, AnyChangedByteOfTheManifestIsFound) {
+  const TemporaryFolder folder;
+  const fs::path path = write_step(folder.path(), 1) / "manifest.json";
+  const std::string text = read_bytes(path);
+  ASSERT_NO_THROW(parse_manifest(path, text));
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    for (const int bit : {0, 3, 5}) {
+      std::string changed = text;
+      changed[i] = static_cast<char>(changed[i] ^ (1 << bit));
+      EXPECT_THROW(parse_manifest(path, changed), InputError) << "byte " << i << ", bit " << bit;
+    }
+    EXPECT_THROW(parse_manifest(path, text.substr(0, i)), InputError) << "cut at " << i;
+  }
+}
+
+TEST(Checkpoint, AManifestWhoseBoxesDoNotFitIsRefused) {
+  const TemporaryFolder folder;
+  const fs::path path = write_step(folder.path(), 1) / "manifest.json";
+  const auto message = [&](const char* pointer, const nlohmann::json& value) -> std::string {
+    auto json = nlohmann::json::parse(read_bytes(path));
+    json.erase("xxh3");
+    EXPECT_NO_THROW(parse_manifest(path, seal_manifest(json.dump())));
+    json[nlohmann::json::json_pointer(pointer)] = value;
+    try {
+      parse_manifest(path, seal_manifest(json.dump()));
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "nothing thrown";
+  };
+  const std::string tensor = "/tensors/parameters~1main.a";
+  const std::string box = tensor + "/boxes/0";
+  EXPECT_THAT(message((tensor + "/shape").c_str(), {4, 4}), HasSubstr("12 of its 16 elements"));
+  EXPECT_THAT(message((tensor + "/shape").c_str(), {std::int64_t{1} << 40, std::int64_t{1} << 40}),
+              HasSubstr("2^60"));
+  EXPECT_THAT(message((box + "/begin").c_str(), {1, 0}), HasSubstr("not inside its shape"));
+  EXPECT_THAT(message((box + "/begin").c_str(), {0}), HasSubstr("not inside its shape"));
+  EXPECT_THAT(message((box + "/offset").c_str(), 100000), HasSubstr("beyond the end"));
+  EXPECT_THAT(message((box + "/offset").c_str(), -4), HasSubstr("beyond the end"));
+  EXPECT_THAT(message((box + "/file").c_str(), "rank-00001.h5"), HasSubstr("rank-00001.h5"));
+  EXPECT_THAT(message("/files", {{"../x", {{"bytes", 1}, {"xxh3", ""}}}}),
+              HasSubstr("not a file of this folder"));
 }
 
 TEST(Checkpoint, TooLittleSpaceNamesNeededAndFree) {

@@ -77,7 +77,7 @@ ends 2 "--threads: expected 1.." "$scone" tokenize --input text.txt --output bad
 # On several ranks: one message for what all ranks find, and the failing rank's where one alone does.
 ends 2 "scone: error: type.yaml:7: model.main.width" "$mpirun" -np 3 "$scone" train type.yaml
 [ "$(grep -c 'expected an integer' err)" = 1 ] || fail "expected the message once from three ranks"
-ends 2 "1 sequences of 128 for 2 ranks" "$mpirun" -np 2 "$scone" train good.yaml trainer.batch_tokens=128
+ends 2 "1 sequences of 128 for 2 data-parallel ranks" "$mpirun" -np 2 "$scone" train good.yaml trainer.batch_tokens=128
 ends 2 "scone: error: [rank 0 of 2, " "$mpirun" -np 2 "$scone" tokenize --input absent.txt --output bad \
   --train-tokenizer 1K
 grep -q 'absent.txt' err || fail "expected the file's name in the failing rank's message"

@@ -144,8 +144,8 @@ PYTHON
 }
 damage "$shard"
 refuses "$(basename "$shard")" "$scone" inspect "$shard"
-damage "$checkpoint/tensors.h5"
-refuses "tensors.h5" "$scone" inspect "$checkpoint"
+damage "$checkpoint/rank-00000.h5"
+refuses "rank-00000.h5" "$scone" inspect "$checkpoint"
 damage bundle/table/rows.bin
 refuses "rows.bin" "$scone" inspect bundle
 refuses "text.jsonl" "$scone" inspect text.jsonl

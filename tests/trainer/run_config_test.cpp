@@ -246,7 +246,6 @@ TEST_F(RunConfigTest, WhatIsNotBuiltIsRefused) {
            {"compute.device=cuda", "use cpu"},
            {"compute.dtype=bf16", "use fp32"},
            {"parallel.communicator=nccl", "use mpi"},
-           {"checkpoint.async=true", "use false"},
            {"logging.tensorboard=true", "use false"}}) {
     const std::string key = override.substr(0, override.find('='));
     EXPECT_THAT(override_error(override),

@@ -91,7 +91,7 @@ TEST(Trainer, ASignalSavesAndStops) {
   Trainer trainer(config, cpu_backend(), *self);
   std::raise(SIGTERM);
   const TrainingResult result = trainer.run();
-  EXPECT_TRUE(result.stopped_by_signal);
+  EXPECT_TRUE(result.stopped_early);
   EXPECT_EQ(result.step, 1);
   EXPECT_EQ(read_manifest(find_checkpoint(config.run.folder).value()).step, 1);
 }
@@ -103,7 +103,7 @@ TEST(Trainer, ANotFiniteStepIsSkippedOrStops) {
   Trainer trainer(config, cpu_backend(), *self);
   trainer.main_parameters().value(0).span<float>()[3 * 16] = std::numeric_limits<float>::infinity();
   const auto before = parameters_of(trainer);
-  EXPECT_TRUE(trainer.train_step().skipped);
+  EXPECT_TRUE(trainer.train_step().skipped());
   EXPECT_EQ(parameters_of(trainer), before);
   config.trainer.on_bad_step = BadStep::stop;
   std::filesystem::create_directories(config.run.folder);

@@ -1,4 +1,4 @@
-#include "checkpoint/tensor_slices.h"
+#include "checkpoint/shard_slices.h"
 
 #include <algorithm>
 #include <stdexcept>

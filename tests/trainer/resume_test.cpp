@@ -1,0 +1,154 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "model/ops/ops.h"
+#include "parallel/error.h"
+#include "tiny_data.h"
+#include "trainer/trainer.h"
+
+namespace scone {
+namespace {
+
+/// A run on which rounding stays rounding.
+RunConfig steady_run(const TinyData& data, const std::string& name, std::int64_t fgram_layers = 2) {
+  RunConfig config = data.run(name, fgram_layers);
+  config.model.main.width = config.model.fgram.width = 24;
+  config.model.main.heads = config.model.fgram.heads = 12;
+  config.model.main.ffw = config.model.fgram.ffw = 36;
+  config.optimizer.epsilon = 1e-4;
+  config.trainer.bad_step_sigma = 20;
+  config.trainer.bad_step_window = 4;
+  if (fgram_layers == 0) config.fgrams.vocabulary.clear();
+  return config;
+}
+
+/// Losses of `steps` more steps on `ranks`, resumed from the run's newest checkpoint, saved then.
+std::vector<double> more_steps(const RunConfig& config, int ranks, int steps) {
+  std::vector<double> losses;
+  run_as_threads(ranks, [&](Communicator& world) {
+    omp_set_num_threads(1);
+    Trainer trainer(config, cpu_backend(), world);
+    for (int step = 0; step < steps; ++step) {
+      const double loss = trainer.train_step().loss;
+      if (world.rank() == 0) losses.push_back(loss);
+    }
+    trainer.save_checkpoint();
+    trainer.finish_checkpoint();
+  });
+  return losses;
+}
+
+TEST(Resume, OnOtherRanksAndGrids) {
+  const TinyData data(1);
+  const std::vector<double> expected = more_steps(steady_run(data, "whole"), 1, 15);
+  struct Leg {
+    int ranks, main_tp, fgram_tp, zero;
+    bool async;
+  };
+  std::vector<double> found;
+  for (const Leg& leg : {Leg{1, 1, 1, 0, false}, Leg{2, 2, 1, 1, true}, Leg{4, 2, 4, 1, false},
+                         Leg{3, 1, 3, 1, true}, Leg{1, 1, 1, 1, false}}) {
+    RunConfig config = steady_run(data, "legs");
+    config.parallel.main = {.tp = leg.main_tp, .zero = leg.zero};
+    config.parallel.fgram = {.tp = leg.fgram_tp, .zero = 1 - leg.zero};
+    config.checkpoint.async = leg.async;
+    const auto losses = more_steps(config, leg.ranks, 3);
+    found.insert(found.end(), losses.begin(), losses.end());
+  }
+  double worst = 0;
+  for (std::size_t step = 0; step < expected.size(); ++step)
+    worst = std::max(worst, std::abs(found[step] / expected[step] - 1));
+  std::printf("1 -> 2 -> 4 -> 3 -> 1 ranks: losses within %.1e of one rank's\n", worst);
+  EXPECT_LT(worst, 1e-5);
+}
+
+TEST(Resume, OnTheSameGridBitForBit) {
+  const TinyData data;
+  for (const int ranks : {1, 4}) {
+    RunConfig whole = steady_run(data, "whole" + std::to_string(ranks));
+    RunConfig parts = steady_run(data, "parts" + std::to_string(ranks));
+    for (RunConfig* config : {&whole, &parts}) {
+      config->parallel.main = {.tp = std::min(ranks, 2), .zero = 1, .sequence_parallel = true};
+      config->parallel.fgram = {.tp = 1, .zero = 1};
+    }
+    const auto expected = more_steps(whole, ranks, 9);
+    std::vector<double> found = more_steps(parts, ranks, 5);
+    for (const double loss : more_steps(parts, ranks, 4)) found.push_back(loss);
+    EXPECT_EQ(found, expected);
+  }
+}
+
+TEST(Resume, WithAnFgramModelMoreOrLess) {
+  const TinyData data;
+  RunConfig baseline = steady_run(data, "run", 0), scone = steady_run(data, "run", 2);
+  baseline.trainer.steps = scone.trainer.steps = 60;  // of the learning rate's schedule
+  const double last = more_steps(baseline, 2, 6).back();
+  // The main model is the baseline's, whose embeddings the new f-gram model replaces at random.
+  const auto with = more_steps(scone, 2, 40);
+  EXPECT_GT(with.front(), last);
+  EXPECT_LT(*std::min_element(with.begin(), with.end()), last);
+  const auto without = more_steps(baseline, 1, 1);
+  EXPECT_EQ(without.size(), 1U);
+  EXPECT_EQ(read_manifest(find_checkpoint(baseline.run.folder).value()).step, 47);
+}
+
+TEST(Resume, ARunOutOfTimeSavesAndStops) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 1'000'000;
+  config.run.time_limit = 0.05;
+  config.logging.every = 1'000'000;
+  std::filesystem::create_directories(config.run.folder);
+  run_as_threads(2, [&](Communicator& world) {
+    omp_set_num_threads(1);
+    Trainer trainer(config, cpu_backend(), world);
+    const TrainingResult result = trainer.run();
+    EXPECT_TRUE(result.stopped_early);
+    if (world.rank() == 0) {
+      EXPECT_EQ(read_manifest(find_checkpoint(config.run.folder).value()).step, result.step);
+    }
+    world.barrier();
+  });
+}
+
+TEST(Resume, PermanentCheckpointsStay) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.checkpoint.keep = 1;
+  config.checkpoint.permanent_every = 4;
+  const auto self = make_self_communicator();
+  Trainer trainer(config, cpu_backend(), *self);
+  for (int step = 0; step < 6; ++step) {
+    trainer.train_step();
+    trainer.save_checkpoint();
+  }
+  std::vector<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(config.run.folder + "/checkpoints"))
+    left.push_back(entry.path().filename());
+  EXPECT_THAT(left, ::testing::UnorderedElementsAre("step-00000004", "step-00000006"));
+}
+
+TEST(Resume, AnOutlierIsSkippedAlikeOnAllRanks) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.bad_step_sigma = 1e-6;  // every loss above the window's mean is far off
+  run_as_threads(3, [&](Communicator& world) {
+    omp_set_num_threads(1);
+    Trainer trainer(config, cpu_backend(), world);
+    int skipped = 0;
+    for (int step = 0; step < 20; ++step) {
+      const StepMetrics metrics = trainer.train_step();
+      EXPECT_TRUE(step >= 4 || !metrics.skipped());
+      skipped += metrics.skipped();
+    }
+    EXPECT_GT(skipped, 0);
+    EXPECT_EQ(world.all_reduce_value(std::int64_t{skipped}, ReduceOp::max), skipped);
+  });
+}
+
+}  // namespace
+}  // namespace scone
