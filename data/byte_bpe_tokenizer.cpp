@@ -169,7 +169,10 @@ void ByteBpeTokenizer::State::read_model(const json& root) {
   for (const json& token : root.value("added_tokens", json::array())) {
     added.emplace(token.at("content").get<std::string>(), json_integer(token.at("id")));
   }
-  const auto vocabulary = model.at("vocab").get<std::unordered_map<std::string, std::int64_t>>();
+  std::unordered_map<std::string, std::int64_t> vocabulary;
+  for (const auto& [name, id] : model.at("vocab").get_ref<const json::object_t&>()) {
+    vocabulary.emplace(name, json_integer(id));
+  }
   for (const auto& [name, id] : vocabulary) {
     if (added.contains(name)) continue;
     const std::optional<std::string> token_bytes = bytes_of_characters(name);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <map>
 
 #include "data/fgram_vocabulary_builder.h"
@@ -140,6 +141,25 @@ TEST_F(FgramVocabularyTest, RefusesBadFilesAndOptions) {
   bad.last_token[1] = bad.last_token[0];
   bad.length[1] = bad.length[0];
   EXPECT_THROW(FgramVocabulary{bad}, InputError);
+}
+
+TEST_F(FgramVocabularyTest, AChangeThatFitsTheOthersIsFoundByTheChecksum) {
+  const std::int64_t last = FgramVocabulary(file_).size() - 1;
+  const std::int64_t count = FgramVocabulary(file_).count(last);
+  ASSERT_LT(count, 256);
+  const std::int64_t offset = Hdf5File::open(file_).dataset_offset("/count") + 8 * last;
+  {
+    std::fstream file(file_, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(offset);
+    file.put(static_cast<char>(count - 1));
+  }
+  EXPECT_NO_THROW(FgramVocabulary(file_, last));  // all but the changed one
+  try {
+    const FgramVocabulary vocabulary(file_);
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("expected checksum"));
+  }
 }
 
 TEST_F(FgramVocabularyTest, BuilderRefusesWhatCannotWork) {
