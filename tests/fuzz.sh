@@ -11,7 +11,7 @@ seconds=${1:-600}
 shift || true
 readers=("$@")
 [ ${#readers[@]} -gt 0 ] || readers=(manifest safetensors table tokenizer shard vocabulary)
-command -v clang++-14 >/dev/null || { echo "tests/fuzz.sh: clang++-14 is missing: apt-get install clang-14" >&2 && exit 1; }
+command -v clang++-14 >/dev/null || { echo "tests/fuzz.sh: clang++-14 is missing: apt-get install clang-14 libclang-rt-14-dev" >&2 && exit 1; }
 
 build=$repository/build-fuzz
 mkdir -p "$build"
