@@ -103,13 +103,12 @@ nlohmann::json memory_of_model(const std::string& model, const ProcessGrid& grid
           {"optimizer_state", {state.predicted, state.measured}}};
 }
 
-/// Seconds of steps of several runs that take turns.
+/// Seconds of steps of several runs that take turns, so that all meet the same machine.
 class StepRace {
  public:
   StepRace(Communicator& world, int rounds) : world_(world), rounds_(rounds) {}
 
   struct Entrant {
-    std::string name;
     Trainer* trainer;  // null on ranks that do not take part
     int threads;
     std::vector<double> seconds{};
@@ -218,58 +217,50 @@ nlohmann::json bench_layouts(const RunConfig& config, int rounds, CommandContext
   const int ranks = world.size(), threads = omp_get_max_threads();
   if (ranks == 1)
     throw InputError("bench parallel: the layouts need 2 ranks or more (mpirun -np 2)");
+  print(context,
+        fmt::format("\nstep seconds, {} tokens a batch: medians of {}, each layout in turns "
+                    "with one rank of {} threads\n{:<66} {:>8} {:>8} {:>6} {:>9} {:>9} {:>6}",
+                    config.trainer.batch_tokens, rounds, ranks * threads, "", "one rank", "layout",
+                    "ratio", "exchange", "reduction", "MB"));
   const auto self = make_self_communicator();
-  std::vector<std::unique_ptr<Trainer>> trainers;
-  std::vector<StepRace::Entrant> entrants;
-  const auto enter = [&](const std::string& name, const RunConfig& run, Communicator& group,
-                         int of_threads) {
-    trainers.push_back(std::make_unique<Trainer>(quiet_run(run), cpu_backend(), group));
-    entrants.push_back({name, trainers.back().get(), of_threads});
-  };
-  RunConfig alone = config;
+  RunConfig alone = quiet_run(config);
   alone.parallel.main = alone.parallel.fgram = {};
-  if (context.is_root())
-    enter(fmt::format("1 rank x {} threads", ranks * threads), alone, *self, ranks * threads);
-  else
-    entrants.push_back({"", nullptr, threads});
-  const auto layout = [&](int main_tp, int fgram_tp, bool zero, bool sequence_parallel) {
-    RunConfig run = config;
+  nlohmann::json rows = nlohmann::json::array();
+  const auto measure = [&](int main_tp, int fgram_tp, bool zero, bool sequence_parallel) {
+    RunConfig run = quiet_run(config);
     run.parallel.main = {main_tp, zero ? 1 : 0, sequence_parallel};
     run.parallel.fgram = {fgram_tp, zero ? 1 : 0, sequence_parallel};
-    enter(fmt::format("{} ranks x {}: main tp {} x dp {}, f-gram tp {} x dp {}{}{}", ranks, threads,
-                      main_tp, ranks / main_tp, fgram_tp, ranks / fgram_tp, zero ? ", ZeRO" : "",
-                      sequence_parallel ? ", sequence parallel" : ""),
-          run, world, threads);
+    std::unique_ptr<Trainer> one;
+    if (context.is_root()) one = std::make_unique<Trainer>(alone, cpu_backend(), *self);
+    Trainer all(run, cpu_backend(), world);
+    std::vector<StepRace::Entrant> entrants = {{one.get(), ranks * threads}, {&all, threads}};
+    StepRace(world, rounds).run(entrants);
+    const std::string name =
+        fmt::format("{} ranks x {}: main tp {} x dp {}, f-gram tp {} x dp {}{}{}", ranks, threads,
+                    main_tp, ranks / main_tp, fgram_tp, ranks / fgram_tp, zero ? ", ZeRO" : "",
+                    sequence_parallel ? ", SP" : "");
+    const double of_one = median(entrants[0].seconds), of_all = median(entrants[1].seconds);
+    const StepMetrics& last = entrants[1].last;
+    print(context,
+          fmt::format("{:<66} {:>8.3f} {:>8.3f} {:>6.3f} {:>9.4f} {:>9.4f} {:>6.2f}", name, of_one,
+                      of_all, of_all / of_one, last.exchange_seconds, last.reduction_seconds,
+                      megabytes(static_cast<double>(last.exchange_bytes))));
+    rows.push_back({{"layout", name},
+                    {"one_rank_seconds", of_one},
+                    {"seconds", of_all},
+                    {"ratio", of_all / of_one},
+                    {"exchange_seconds", last.exchange_seconds},
+                    {"reduction_seconds", last.reduction_seconds},
+                    {"exchange_bytes", last.exchange_bytes},
+                    {"fgram_nodes_per_token", last.fgram_nodes_per_token},
+                    {"fgram_nodes_computed_per_token", last.fgram_nodes_computed_per_token}});
   };
-  layout(1, 1, false, false);
-  layout(1, 1, true, false);
-  layout(ranks, ranks, false, false);
-  layout(ranks, ranks, false, true);
-  layout(ranks, 1, false, false);
-  layout(1, ranks, false, false);
-  StepRace(world, rounds).run(entrants);
-  trainers.clear();
-  print(context, fmt::format("\nstep seconds, {} tokens a batch: median of {}, over the first's\n"
-                             "{:<72} {:>8} {:>6} {:>9} {:>9} {:>11}",
-                             config.trainer.batch_tokens, rounds, "", "seconds", "ratio",
-                             "exchange", "reduction", "exchange MB"));
-  nlohmann::json rows = nlohmann::json::array();
-  for (const StepRace::Entrant& entrant : entrants) {
-    const double seconds = median(entrant.seconds), first = median(entrants[0].seconds);
-    print(context, fmt::format("{:<72} {:>8.3f} {:>6.3f} {:>9.4f} {:>9.4f} {:>11.2f}", entrant.name,
-                               seconds, seconds / first, entrant.last.exchange_seconds,
-                               entrant.last.reduction_seconds,
-                               megabytes(static_cast<double>(entrant.last.exchange_bytes))));
-    rows.push_back(
-        {{"layout", entrant.name},
-         {"seconds", seconds},
-         {"ratio", seconds / first},
-         {"exchange_seconds", entrant.last.exchange_seconds},
-         {"reduction_seconds", entrant.last.reduction_seconds},
-         {"exchange_bytes", entrant.last.exchange_bytes},
-         {"fgram_nodes_per_token", entrant.last.fgram_nodes_per_token},
-         {"fgram_nodes_computed_per_token", entrant.last.fgram_nodes_computed_per_token}});
-  }
+  measure(1, 1, false, false);
+  measure(1, 1, true, false);
+  measure(ranks, ranks, false, false);
+  measure(ranks, ranks, false, true);
+  measure(ranks, 1, false, false);
+  measure(1, ranks, false, false);
   return rows;
 }
 
@@ -286,16 +277,16 @@ nlohmann::json bench_sharing(const RunConfig& config, const std::vector<std::int
     std::vector<StepRace::Entrant> entrants;
     RunConfig run = quiet_run(config);
     run.trainer.batch_tokens = tokens;
-    const auto enter = [&](const char* name) {
+    const auto enter = [&] {
       trainers.push_back(std::make_unique<Trainer>(run, cpu_backend(), context.world));
-      entrants.push_back({name, trainers.back().get(), omp_get_max_threads()});
+      entrants.push_back({trainers.back().get(), omp_get_max_threads()});
     };
-    enter("SCONE");
+    enter();  // SCONE
     run.fgrams.share = false;
-    enter("nothing shared");
+    enter();  // nothing shared
     run.fgrams = {};
     run.model.fgram.layers = 0;
-    enter("baseline");
+    enter();  // the baseline
     StepRace(context.world, rounds).run(entrants);
     trainers.clear();
     const double scone = median(entrants[0].seconds), unshared = median(entrants[1].seconds),

@@ -6,6 +6,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <csignal>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -93,6 +94,8 @@ int run(int argc, char** argv, scone::MpiSession& session) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a file beyond the limit is an error of writing it, as a full disk
   scone::MpiSession session(argc, argv);
   return run(argc, argv, session);
 }
