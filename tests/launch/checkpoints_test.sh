@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# What a run does about its checkpoints, as its user sees it: signals and the time limit, a full disk, damaged files, other grids,
+# an f-gram model more or less: checkpoints_test.sh SCONE
+set -euo pipefail
+scone=$(realpath "$1")
+mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
+folder=$(mktemp -d)
+job=
+trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
+cd "$folder"
+export OMP_NUM_THREADS=1
+
+fail() {
+  echo "$*"
+  exit 1
+}
+# ends CODE "TEXT IN OUTPUT" COMMAND..
+ends() {
+  local expected=$1 text=$2 code=0
+  shift 2
+  "$@" >out 2>&1 || code=$?
+  [ "$code" = "$expected" ] && grep -qE -- "$text" out ||
+    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
+}
+steps_of() { python3 -c 'import json, sys; print(*(json.loads(line)["step"] for line in open(sys.argv[1])))' "$1/metrics.jsonl"; }
+newest() { basename "$(printf '%s\n' "$1"/checkpoints/step-???????? | tail -n 1)"; }
+
+awk 'BEGIN {
+  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
+  for (d = 0; d < 200; ++d) {
+    line = ""
+    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
+    printf "{\"text\": \"%s\"}\n", line
+  }
+}' >text.jsonl
+"$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
+"$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
+cat >run.yaml <<'YAML'
+data: {train: shards/train}
+fgrams: {vocabulary: fgrams.h5}
+model:
+  main: {width: 64, layers: 2, heads: 4, context: 64}
+  fgram: {layers: 2, chunk_nodes: 64}
+optimizer: {peak_lr: 1.0e-3, warmup_steps: 3}
+trainer: {steps: 20, batch_tokens: 1Ki, microbatch_tokens: 256}
+checkpoint: {every: 5, keep: 3}
+run: {folder: run}
+YAML
+
+# A signal: saved within a step, exit 75, and the next start goes on with the step after it.
+"$mpirun" -np 4 "$scone" train run.yaml run.folder=signal trainer.steps=1000000 checkpoint.every=0 parallel.main.tp=2 >signal.log 2>&1 &
+job=$!
+for _ in $(seq 300); do
+  [ -s signal/metrics.jsonl ] && [ "$(wc -l <signal/metrics.jsonl)" -gt 20 ] && break
+  sleep 0.1
+done
+rank=$(pgrep -f "^$scone train run.yaml run.folder=signal" | tail -n 1)
+kill -TERM "$rank"
+code=0
+wait "$job" || code=$?
+job=
+[ "$code" = 75 ] || fail "a signalled run ended with $code, expected 75: $(tail -n 20 signal.log)"
+stopped=$(tail -n 1 signal/metrics.jsonl | sed 's/.*"step":\([0-9]*\).*/\1/')
+[ "$(newest signal)" = "$(printf 'step-%08d' "$stopped")" ] || fail "stopped after step $stopped, saved $(newest signal)"
+ends 0 "resumed from .*/$(newest signal) at step $stopped" \
+  "$mpirun" -np 2 "$scone" train run.yaml run.folder=signal "trainer.steps=$((stopped + 2))"
+[ "$(steps_of signal)" = "$(seq -s ' ' $((stopped + 2)))" ] || fail "not every step once: $(steps_of signal)"
+
+# The time limit is a signal that the run gives itself.
+ends 75 'stopped by run.time_limit' "$scone" train run.yaml run.folder=limit run.time_limit=0.3 trainer.steps=1000000
+
+# A disk that is full: the run goes on, warns, keeps what it had, and says at the end what is missing. The limit on files stands for
+# the disk; Open MPI's own shared-memory files must not meet it.
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=full trainer.steps=10 >/dev/null 2>&1
+for async in true false; do
+  ends 1 'checkpoint of step 15 was not saved, the ones before it stay: .*rank-0000[01]' bash -c \
+    "ulimit -f 300; OMPI_MCA_btl=self,tcp PMIX_MCA_gds=hash exec timeout 60 '$mpirun' -np 2 '$scone' train run.yaml run.folder=full checkpoint.async=$async"
+  grep -q 'the last checkpoint was not saved' out
+  grep -q 'step 20/20' out
+  [ "$(newest full)" = step-00000010 ] || fail "a full disk left $(ls full/checkpoints)"
+done
+[ -z "$(find full/checkpoints -name '*.tmp')" ] || fail "left behind: $(ls full/checkpoints)"
+ends 0 'resumed from .*step-00000010' "$mpirun" -np 2 "$scone" train run.yaml run.folder=full
+
+# Damaged files: the checkpoint before is taken, and the file named; where there is none, exit 2.
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=damage trainer.steps=15 checkpoint.async=true >/dev/null 2>&1
+python3 - <<'PYTHON'
+import os
+path = "damage/checkpoints/step-00000015/rank-00001.h5"
+with open(path, "r+b") as file:
+    file.seek(os.path.getsize(path) // 2)
+    byte = file.read(1)
+    file.seek(-1, 1)
+    file.write(bytes([byte[0] ^ 1]))
+PYTHON
+truncate -s -1 damage/checkpoints/step-00000010/manifest.json
+ends 0 'skipped .*step-00000015.*rank-00001.h5' "$mpirun" -np 2 "$scone" train run.yaml run.folder=damage trainer.steps=6
+grep -q 'skipped .*step-00000010.*manifest.json' out
+grep -q 'resumed from .*step-00000005 at step 5' out
+for checkpoint in damage/checkpoints/step-*; do rm "$checkpoint/manifest.json"; done
+mkdir -p damage/checkpoints/step-00000007
+ends 2 'no valid checkpoint among' "$mpirun" -np 2 "$scone" train run.yaml run.folder=damage
+
+# Other ranks and grids, and a model more or less.
+legs=0
+for grid in "1" "2 parallel.main.tp=2 parallel.fgram.zero=1" "4 parallel.main.tp=2 parallel.fgram.tp=4 parallel.main.zero=1" "3" "1"; do
+  read -r ranks options <<<"$grid"
+  legs=$((legs + 4))
+  # shellcheck disable=SC2086
+  "$mpirun" -np "$ranks" "$scone" train run.yaml run.folder=legs "trainer.steps=$legs" optimizer.schedule=constant $options \
+    >legs.log 2>&1 || fail "$grid: $(cat legs.log)"
+done
+"$scone" train run.yaml run.folder=whole optimizer.schedule=constant >/dev/null 2>&1
+python3 - <<'PYTHON'
+import json
+legs, whole = ([json.loads(line)["loss"] for line in open(f"{name}/metrics.jsonl")] for name in ("legs", "whole"))
+assert len(legs) == len(whole) == 20, (len(legs), len(whole))
+worst = max(abs(a / b - 1) for a, b in zip(legs, whole))
+print(f"1 -> 2 -> 4 -> 3 -> 1 ranks with other grids: losses within {worst:.1e} of one rank's")
+assert worst < 1e-4, worst
+PYTHON
+ends 0 'its f-gram model is dropped' "$scone" train run.yaml run.folder=legs trainer.steps=21 model.fgram.layers=0 fgrams.vocabulary="''"
+ends 0 "holds no f-gram model; this run's begins anew" "$scone" train run.yaml run.folder=legs trainer.steps=22
