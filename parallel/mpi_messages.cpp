@@ -19,7 +19,9 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t message_piece_bytes = 256u << 20;
 constexpr std::chrono::microseconds shortest_spin{1000};
 constexpr double spun_bytes_per_second = 1e9;
-constexpr std::chrono::microseconds nap{30};
+// Each look costs the cores some microseconds, so that long waits look less often.
+constexpr std::chrono::microseconds nap{30}, longest_nap{2000};
+constexpr int wait_over_nap = 32;
 
 }  // namespace
 
@@ -108,7 +110,9 @@ void MpiMessages::wait() {
     if (Clock::now() < awake_until) {
       sched_yield();
     } else {
-      std::this_thread::sleep_for(nap);
+      const auto waited =
+          std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - awake_until);
+      std::this_thread::sleep_for(std::clamp(waited / wait_over_nap, nap, longest_nap));
     }
   }
 }
