@@ -79,6 +79,24 @@ class BatchMaker {
 
   Batch make() {
     Batch batch;
+    try {
+      read(batch);
+    } catch (...) {
+      if (planner_) planner_->refuse(BatchCells::count);  // else the other ranks would wait
+      throw;
+    }
+    if (planner_) {
+      cell_rows(batch);
+      batch.plan = options_.share_fgrams
+                       ? planner_->plan(batch.fgrams, cell_, BatchCells::count)
+                       : planner_->plan_unshared(batch.fgrams, cell_, BatchCells::count);
+    }
+    batch.state_after = next_;
+    return batch;
+  }
+
+ private:
+  void read(Batch& batch) {
     batch.sequences = last_slot_ - first_slot_;
     batch.length = options_.sequence_length;
     const auto positions = static_cast<std::size_t>(batch.sequences * batch.length);
@@ -95,17 +113,8 @@ class BatchMaker {
       if (++next_.sample == samples_) begin_epoch();
     }
     number_rows(batch);
-    if (planner_) {
-      cell_rows(batch);
-      batch.plan = options_.share_fgrams
-                       ? planner_->plan(batch.fgrams, cell_, BatchCells::count)
-                       : planner_->plan_unshared(batch.fgrams, cell_, BatchCells::count);
-    }
-    batch.state_after = next_;
-    return batch;
   }
 
- private:
   void begin_epoch() {
     next_ = {next_.epoch + 1, 0};
     permutation_ = SamplePermutation(options_.seed, next_.epoch, samples_);

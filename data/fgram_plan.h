@@ -45,6 +45,9 @@ class FgramPlanner {
   /// tensor parallelism. Collective over the world.
   FgramPlan plan_unshared(std::span<const std::int64_t> ids,
                           std::span<const std::uint8_t> cell = {}, int cells = 1);
+  /// In place of plan() or plan_unshared(), on a rank that cannot say what it needs: theirs throw
+  /// on the other ranks.
+  void refuse(int cells) { refuse_plan_rows(*world_, cells); }
   /// From any thread: a plan() that waits for other ranks throws.
   void cancel();
 

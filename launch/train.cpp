@@ -106,13 +106,14 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   world.barrier();
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
+  Trainer trainer(config, cpu_backend(),
+                  world);  // may refuse, and then leaves the folder's files as they were
+  trainer.call_in_step(fault);
+  // Not before: one rank verifies the checkpoint's files while the others wait, however long.
   std::optional<Watchdog> watchdog;
   if (config.parallel.timeout > 0)
     watchdog.emplace(std::chrono::duration<double>(config.parallel.timeout),
                      [](const std::string& message) { end_all_ranks(message, 1); });
-  Trainer trainer(config, cpu_backend(),
-                  world);  // may refuse, and then leaves the folder's files as they were
-  trainer.call_in_step(fault);
   if (context.is_root()) describe_run(trainer.config());
   const TrainingResult result = trainer.run();
   nlohmann::json json = {{"step", result.step},

@@ -1,5 +1,7 @@
 #include "parallel/row_exchange.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -38,7 +40,27 @@ void add_rows(const float* source, std::span<const std::int64_t> from, float* ta
   }
 }
 
+constexpr std::int64_t refused = -1;  // in place of a count
+
+/// Tells every rank how many rows of each cell this one asks of it, [ranks, cells]; returns what
+/// the others ask of this one.
+std::vector<std::int64_t> exchange_asked(Communicator& communicator, int cells,
+                                         const std::vector<std::int64_t>& own_counts) {
+  const std::vector<std::int64_t> one_a_cell(static_cast<std::size_t>(communicator.size()), cells);
+  std::vector<std::int64_t> their_counts(own_counts.size());
+  communicator.all_to_all(std::as_bytes(std::span(own_counts)), one_a_cell,
+                          std::as_writable_bytes(std::span(their_counts)), one_a_cell,
+                          sizeof(std::int64_t));
+  return their_counts;
+}
+
 }  // namespace
+
+void refuse_plan_rows(Communicator& communicator, int cells) {
+  exchange_asked(
+      communicator, cells,
+      std::vector<std::int64_t>(static_cast<std::size_t>(cells * communicator.size()), refused));
+}
 
 RowPlan plan_rows(Communicator& communicator, std::span<const std::int64_t> ids,
                   std::span<const int> owner, std::span<const std::uint8_t> cell, int cells) {
@@ -61,14 +83,16 @@ RowPlan plan_rows(Communicator& communicator, std::span<const std::int64_t> ids,
     plan.asked[static_cast<std::size_t>(next[place_of(i)]++)] = static_cast<std::int64_t>(i);
 
   // How many of each cell, then the ids, cell by cell.
-  std::vector<std::int64_t> own_counts(places), their_counts(places);
-  const std::vector<std::int64_t> one_a_cell(ranks, cells);
+  std::vector<std::int64_t> own_counts(places);
   for (std::size_t rank = 0; rank < ranks; ++rank)
     for (std::size_t c = 0; c < static_cast<std::size_t>(cells); ++c)
       own_counts[rank * static_cast<std::size_t>(cells) + c] = plan.asked_counts[c * ranks + rank];
-  communicator.all_to_all(std::as_bytes(std::span(own_counts)), one_a_cell,
-                          std::as_writable_bytes(std::span(their_counts)), one_a_cell,
-                          sizeof(std::int64_t));
+  const std::vector<std::int64_t> their_counts = exchange_asked(communicator, cells, own_counts);
+  const auto failed = std::find(their_counts.begin(), their_counts.end(), refused);
+  if (failed != their_counts.end())
+    throw std::runtime_error(
+        fmt::format("rank {} of {} could not prepare its part of a batch; its own message says why",
+                    (failed - their_counts.begin()) / cells, communicator.name()));
   plan.served_counts.resize(places);
   for (std::size_t rank = 0; rank < ranks; ++rank)
     for (std::size_t c = 0; c < static_cast<std::size_t>(cells); ++c)

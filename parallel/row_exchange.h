@@ -30,6 +30,10 @@ RowPlan plan_rows(Communicator& communicator, std::span<const std::int64_t> ids,
                   std::span<const int> owner, std::span<const std::uint8_t> cell = {},
                   int cells = 1);
 
+/// In place of plan_rows, on a rank that cannot say what it needs: plan_rows throws
+/// std::runtime_error on the others, which would else wait for this one. Collective with it.
+void refuse_plan_rows(Communicator& communicator, int cells = 1);
+
 /// Moves rows by a plan: from the owners' table to those who asked, and the rows' gradients back to
 /// the owners, summed there. Collective; the start of each cell, and so of all messages, must come
 /// in the same order on every rank, the finish may come whenever it suits.

@@ -255,5 +255,30 @@ TEST(FgramPlan, CancelEndsAPlanThatWaits) {
                std::runtime_error);
 }
 
+TEST(FgramPlan, ARankThatCannotPlanLeavesNobodyWaiting) {
+  const Vocabulary vocabulary(48);
+  run_as_threads(3, [&](Communicator& world) {
+    const ProcessGrid main(world, 1, "main"), fgram(world, 3, "fgram");
+    FgramPlanner planner(*vocabulary.fgrams, world, main, fgram);
+    for (const int cells : {1, 4}) {
+      if (world.rank() == 1) {
+        planner.refuse(cells);
+        continue;
+      }
+      const std::vector<std::int64_t> ids = {0, 1, 2};
+      const std::vector<std::uint8_t> cell(ids.size(), static_cast<std::uint8_t>(cells - 1));
+      try {
+        planner.plan(ids, cell, cells);
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const std::runtime_error& error) {
+        EXPECT_EQ(std::string(error.what()),
+                  "rank 1 of plan of the world could not prepare its part of a batch; its own "
+                  "message says why");
+      }
+    }
+    planner.plan({});  // and the next plan works
+  });
+}
+
 }  // namespace
 }  // namespace scone
