@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "data/size_suffix.h"
 #include "launch/bench_checkpoint.h"
 #include "launch/bench_parallel.h"
 #include "launch/command.h"
@@ -35,9 +34,13 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
   if (wanted("sharing")) {
     if (config.model.fgram.layers == 0)
       throw InputError("bench parallel: sharing needs a run with an f-gram model");
-    std::vector<std::int64_t> batch_tokens;
-    for (const std::string& text : arguments.batch_tokens) batch_tokens.push_back(parse_size(text));
-    result["sharing"] = bench_sharing(config, batch_tokens, arguments.rounds, context);
+    std::vector<RunConfig> runs;
+    for (const std::string& tokens : arguments.batch_tokens) {
+      std::vector<std::string> overrides = arguments.overrides;
+      overrides.push_back("trainer.batch_tokens=" + tokens);
+      runs.push_back(load_run_config(arguments.file, overrides, context.world.size()));
+    }
+    result["sharing"] = bench_sharing(runs, arguments.rounds, context);
   }
   context.print_result(result);
   return 0;

@@ -269,19 +269,19 @@ nlohmann::json bench_layouts(const RunConfig& config, int rounds, CommandContext
   return rows;
 }
 
-nlohmann::json bench_sharing(const RunConfig& config, const std::vector<std::int64_t>& batch_tokens,
-                             int rounds, CommandContext& context) {
+nlohmann::json bench_sharing(const std::vector<RunConfig>& runs, int rounds,
+                             CommandContext& context) {
   print(context,
         fmt::format("\nstep seconds, median of {}\n{:>13} {:>9} {:>9} {:>16} {:>9} {:>11} "
                     "{:>14} {:>12} {:>16}",
                     rounds, "tokens/batch", "baseline", "SCONE", "nothing shared", "/baseline",
                     "/not shared", "nodes/token", "not shared", "paper/baseline"));
   nlohmann::json rows = nlohmann::json::array();
-  for (const std::int64_t tokens : batch_tokens) {
+  for (RunConfig run : runs) {
+    run = quiet_run(run);
+    const std::int64_t tokens = run.trainer.batch_tokens;
     std::vector<std::unique_ptr<Trainer>> trainers;
     std::vector<StepRace::Entrant> entrants;
-    RunConfig run = quiet_run(config);
-    run.trainer.batch_tokens = tokens;
     const auto enter = [&] {
       trainers.push_back(std::make_unique<Trainer>(run, cpu_backend(), context.world));
       entrants.push_back({trainers.back().get(), omp_get_max_threads()});

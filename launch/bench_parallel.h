@@ -22,9 +22,9 @@ nlohmann::json bench_memory(const RunConfig& config, CommandContext& context);
 /// threads: medians over `rounds` rounds in which each takes turns.
 nlohmann::json bench_layouts(const RunConfig& config, int rounds, CommandContext& context);
 
-/// Step seconds of the SCONE run against the same main model alone, and against the same run with
-/// nothing shared between matches.
-nlohmann::json bench_sharing(const RunConfig& config, const std::vector<std::int64_t>& batch_tokens,
-                             int rounds, CommandContext& context);
+/// Step seconds of SCONE runs, each against the same main model alone, and against the same run
+/// with nothing shared between matches.
+nlohmann::json bench_sharing(const std::vector<RunConfig>& runs, int rounds,
+                             CommandContext& context);
 
 }  // namespace scone
