@@ -8,7 +8,7 @@
 
 namespace scone {
 
-/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) on a range of parameters.
+/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 struct AdamwStep {
   float lr = 0;
   float beta1 = 0.9F;
@@ -17,6 +17,23 @@ struct AdamwStep {
   float weight_decay = 0;    // decoupled: value -= lr * weight_decay * value
   std::int64_t step = 1;     // 1 for the first step, for bias correction
   float gradient_scale = 1;  // multiplies the gradient first (clipping, 1 / tokens)
+  // The bf16 copy of a value is rounded up or down at random, with probabilities that keep its
+  // mean, by a generator keyed by (seed, step, index of the value); else to the nearest.
+  bool stochastic_rounding = false;
+  std::uint64_t seed = 0;
+};
+
+/// A range of parameters that AdamW updates: [value_begin, value_begin + count) of the values,
+/// which has its gradient and moments at state_begin.
+struct AdamwRange {
+  std::int64_t value_begin = 0, state_begin = 0, count = 0;
+  bool weight_decay = false;
+};
+
+/// The tensors that AdamW works on, all flat.
+struct AdamwTensors {
+  Tensor values, gradients, m, v;  // fp32
+  Tensor working;  // bf16 copy of the values, written with them; empty where there is none
 };
 
 /// Sequences of equal length with heads of equal width. rows = sequences * length.
@@ -49,26 +66,36 @@ constexpr float kNormEpsilon = 1e-5F;
 constexpr float kRopeBase = 10000.0F;
 constexpr std::int64_t kMaxTrieDepth = 64;  // most nodes on a path from a root
 
-/// The operations of a transformer on one kind of device. Tensors are contiguous, fp32 unless said
-/// otherwise, and of the backend's device. `rows` says how many leading rows are used: tensors may
-/// have more. Outputs do not alias inputs unless said so. Results are bit-identical from run to run
-/// and do not depend on the number of threads. An empty Tensor stands for an absent optional
-/// argument. `d_x` is the gradient of x; parameter gradients (weights, biases, gains, embeddings)
-/// are added to, others are overwritten unless said otherwise. A backend may be used by several
-/// threads at once on different tensors.
+/// The operations of a transformer on one kind of device. Tensors are contiguous and of the
+/// backend's device. The floating-point tensors of one operation are all fp32 or all bf16, sums
+/// being taken in fp32 either way, but for those that are always fp32: parameter gradients,
+/// statistics, log_sum_exp, losses, the f-gram rows and their gradients, and all that the optimizer
+/// works on. `rows` says how many leading rows are used: tensors may have more. Outputs do not
+/// alias inputs unless said so. Results are bit-identical from run to run and do not depend on the
+/// number of threads. An empty Tensor stands for an absent optional argument. `d_x` is the gradient
+/// of x; parameter gradients (weights, biases, gains, embeddings) are added to, others are
+/// overwritten unless said otherwise. A device may still be at work when an operation returns; the
+/// next one comes after it, download() and what returns a number wait for it. A host span may be
+/// changed as soon as the call returns. A backend may be used by several threads at once on
+/// different tensors.
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual Device device() const = 0;
 
   // Moving data.
-  /// target[i] = source[i], [source.size()].
+  /// target[i] = source[i], [source.size()]; target int32.
   virtual void upload(std::span<const std::int32_t> source, const Tensor& target) = 0;
-  /// target[i] = source[i], [target.size()].
+  /// The same; target fp32, or bf16 (rounded to the nearest, ties to even).
+  virtual void upload(std::span<const float> source, const Tensor& target) = 0;
+  /// target[i] = source[i], [target.size()]; source fp32 or bf16.
   virtual void download(const Tensor& source, std::span<float> target) = 0;
-  /// Device to same device; target.elements() >= source.elements().
+  /// Device to same device; target.elements() >= source.elements(). Both of one type, or one fp32
+  /// and the other bf16.
   virtual void copy(const Tensor& source, const Tensor& target) = 0;
   virtual void zero(const Tensor& target) = 0;
+  /// Returns when all that was begun is done.
+  virtual void synchronize() = 0;
 
   // Linear layers. weight: [out, in], bias: [out] or empty.
   /// y = x W^T + bias + residual. x: [rows, in]; residual: [rows, out] or empty, may be y itself;
@@ -78,6 +105,15 @@ class Backend {
   /// d_x (+)= d_y W. d_y: [rows, out]; d_x: [rows, in].
   virtual void linear_backward_input(const Tensor& d_y, const Tensor& weight, const Tensor& d_x,
                                      bool accumulate, std::int64_t rows) = 0;
+  /// The first half of a feed-forward layer: pre = x W^T + bias, y = gelu(pre). pre, y: [rows,
+  /// out].
+  virtual void linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                           const Tensor& pre, const Tensor& y, std::int64_t rows) = 0;
+  /// Through a linear layer and the gelu before it: d_pre = (d_y W) * gelu'(pre). d_y: [rows, out];
+  /// pre, d_pre: [rows, in].
+  virtual void linear_gelu_backward_input(const Tensor& d_y, const Tensor& weight,
+                                          const Tensor& pre, const Tensor& d_pre,
+                                          std::int64_t rows) = 0;
   /// d_weight += d_y^T x, d_bias += column sums of d_y (where not empty).
   virtual void linear_backward_weight(const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
                                       const Tensor& d_bias, std::int64_t rows) = 0;
@@ -138,11 +174,22 @@ class Backend {
                                 std::int64_t heads, std::int64_t head_width, const Tensor& out,
                                 std::int64_t rows) = 0;
 
+  // Rows by index. source, target: [any, width], both fp32; index: int32 [count].
+  /// target[i] = source[index[i]].
+  virtual void gather_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                           std::int64_t count) = 0;
+  /// target[index[i]] = source[i]; an index comes once.
+  virtual void scatter_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                            std::int64_t count) = 0;
+  /// target[index[i]] += source[i], in the order of i where an index comes several times.
+  virtual void scatter_add_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                                std::int64_t count) = 0;
+
   // Embeddings.
   /// out[i] = source(i) + position_embedding[positions[i]], where source is
   /// rows[row_of_position[i]] (plus token_embedding[tokens[i]] with CombineKind::add), or
   /// token_embedding[tokens[i]] where there is no row. token_embedding: [vocabulary, width];
-  /// position_embedding: [context, width] or empty; rows: [any, width].
+  /// position_embedding: [context, width] or empty; rows: fp32 [any, width].
   virtual void embed(const EmbeddingInput& input, const Tensor& token_embedding,
                      const Tensor& position_embedding, const Tensor& rows, const Tensor& out,
                      std::int64_t count) = 0;
@@ -172,16 +219,13 @@ class Backend {
                                   const Tensor& losses, bool with_gradient, float gradient_scale,
                                   std::int64_t rows) = 0;
 
-  // The optimizer's operations, over all elements of flat ranges of equal size.
-  virtual void adamw(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,
+  // The optimizer's operations, fp32.
+  /// Updates all ranges.
+  virtual void adamw(const AdamwTensors& tensors, std::span<const AdamwRange> ranges,
                      const AdamwStep& step) = 0;
-  /// y += factor * x.
-  virtual void axpy(float factor, const Tensor& x, const Tensor& y) = 0;
-  virtual void scale(float factor, const Tensor& x) = 0;
-  /// In double, in an order fixed by the number of elements.
-  virtual double squared_norm(const Tensor& x) = 0;
+  /// Of all of them together; in double, in an order fixed by their numbers of elements.
+  virtual double squared_norm(std::span<const Tensor> parts) = 0;
   virtual double sum(const Tensor& x) = 0;
-  virtual bool all_finite(const Tensor& x) = 0;
 };
 
 /// The CPU backend: oneDNN for matrix products, OpenMP for the rest. One object for the process.
