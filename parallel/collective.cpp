@@ -63,14 +63,14 @@ void check_exchange(const Communicator& group, const char* collective,
   check_counts(group, collective, "receive", receive_counts, receive.size() / element_bytes);
 }
 
-void check_slices(const Communicator& group, const char* collective, std::span<const float> values,
-                  std::span<const std::int64_t> counts, std::span<const float> slice) {
-  check_counts(group, collective, "values", counts, values.size());
+void check_slices(const Communicator& group, const char* collective, std::size_t elements,
+                  std::span<const std::int64_t> counts, std::size_t slice_elements) {
+  check_counts(group, collective, "values", counts, elements);
   const auto own = static_cast<std::size_t>(counts[static_cast<std::size_t>(group.rank())]);
-  if (slice.size() != own)
+  if (slice_elements != own)
     fail_collective(
         group, collective,
-        fmt::format("the slice has {} elements, this rank's count is {}", slice.size(), own));
+        fmt::format("the slice has {} elements, this rank's count is {}", slice_elements, own));
 }
 
 }  // namespace scone

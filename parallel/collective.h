@@ -37,9 +37,9 @@ void check_exchange(const Communicator& group, const char* collective,
                     std::span<const std::byte> receive,
                     std::span<const std::int64_t> receive_counts, std::size_t element_bytes);
 
-/// The same for a reduce_scatter.
-void check_slices(const Communicator& group, const char* collective, std::span<const float> values,
-                  std::span<const std::int64_t> counts, std::span<const float> slice);
+/// The same for a reduce_scatter of `elements` to slices of which this rank's has slice_elements.
+void check_slices(const Communicator& group, const char* collective, std::size_t elements,
+                  std::span<const std::int64_t> counts, std::size_t slice_elements);
 
 /// Of a collective that was done when it was started.
 class DoneCollective final : public PendingCollective {

@@ -40,6 +40,90 @@ std::vector<std::int64_t> Communicator::exchange_counts(std::span<const std::int
 
 namespace {
 
+// Floats that a Bf16 collective holds at a time, over all ranks.
+constexpr std::size_t bf16_piece = 1u << 20;
+
+void widen(std::span<const Bf16> from, float* to) {
+  std::transform(from.begin(), from.end(), to, [](Bf16 value) { return to_float(value); });
+}
+
+void narrow(std::span<const float> from, Bf16* to) {
+  std::transform(from.begin(), from.end(), to, to_bf16);
+}
+
+/// f(counts, slices) for pieces of all slices of `values` at once, so that each piece has few
+/// elements over all ranks: counts are a piece's elements by rank, slices where they are in values.
+template <class T, class F>
+void for_pieces_of_slices(std::span<T> values, std::span<const std::int64_t> counts, F&& f) {
+  const std::int64_t widest = *std::max_element(counts.begin(), counts.end());
+  const std::int64_t width =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(bf16_piece / counts.size()));
+  std::vector<std::int64_t> piece_counts(counts.size());
+  std::vector<std::span<T>> slices(counts.size());
+  for (std::int64_t begin = 0; begin < widest; begin += width) {
+    std::int64_t slice_begin = 0;
+    for (std::size_t r = 0; r < counts.size(); ++r) {
+      piece_counts[r] = std::clamp<std::int64_t>(counts[r] - begin, 0, width);
+      slices[r] = values.subspan(static_cast<std::size_t>(slice_begin + std::min(begin, counts[r])),
+                                 static_cast<std::size_t>(piece_counts[r]));
+      slice_begin += counts[r];
+    }
+    f(std::span<const std::int64_t>(piece_counts), std::span<const std::span<T>>(slices));
+  }
+}
+
+}  // namespace
+
+void Communicator::all_reduce_sum(std::span<Bf16> values) {
+  for (std::size_t begin = 0; begin < values.size(); begin += bf16_piece) {
+    const auto piece = values.subspan(begin, std::min(bf16_piece, values.size() - begin));
+    floats_.resize(std::max(floats_.size(), piece.size()));
+    const auto floats = std::span(floats_).first(piece.size());
+    widen(piece, floats.data());
+    all_reduce(floats, ReduceOp::sum);
+    narrow(floats, piece.data());
+  }
+}
+
+void Communicator::reduce_scatter(std::span<const Bf16> values,
+                                  std::span<const std::int64_t> counts, std::span<Bf16> slice) {
+  check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
+  const auto own = static_cast<std::size_t>(rank());
+  std::size_t done = 0;
+  for_pieces_of_slices(values, counts, [&](auto piece_counts, auto slices) {
+    floats_.clear();
+    for (const auto& piece : slices) {
+      floats_.resize(floats_.size() + piece.size());
+      widen(piece, floats_.data() + floats_.size() - piece.size());
+    }
+    float_slice_.resize(slices[own].size());
+    reduce_scatter(std::span<const float>(floats_), piece_counts, std::span(float_slice_));
+    narrow(float_slice_, slice.data() + done);
+    done += float_slice_.size();
+  });
+}
+
+void Communicator::all_gather(std::span<Bf16> values, std::span<const std::int64_t> counts) {
+  check_counts(*this, "all_gather", "values", counts, values.size());
+  const auto own = static_cast<std::size_t>(rank());
+  for_pieces_of_slices(values, counts, [&](auto piece_counts, auto slices) {
+    std::size_t elements = 0;
+    for (const auto& piece : slices) elements += piece.size();
+    floats_.resize(elements);
+    std::size_t begin = 0;
+    for (std::size_t r = 0; r < own; ++r) begin += slices[r].size();
+    widen(slices[own], floats_.data() + begin);
+    all_gather(std::span(floats_), piece_counts);
+    begin = 0;
+    for (const auto& piece : slices) {
+      narrow(std::span(floats_).subspan(begin, piece.size()), piece.data());
+      begin += piece.size();
+    }
+  });
+}
+
+namespace {
+
 class SelfCommunicator final : public Communicator {
  public:
   explicit SelfCommunicator(std::string name) : name_(std::move(name)) {}
@@ -73,10 +157,19 @@ class SelfCommunicator final : public Communicator {
   }
   void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> counts,
                       std::span<float> slice) override {
-    check_slices(*this, "reduce_scatter", values, counts, slice);
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
     std::copy(values.begin(), values.end(), slice.begin());
   }
   void all_gather(std::span<float> values, std::span<const std::int64_t> counts) override {
+    check_counts(*this, "all_gather", "values", counts, values.size());
+  }
+  void all_reduce_sum(std::span<Bf16>) override {}
+  void reduce_scatter(std::span<const Bf16> values, std::span<const std::int64_t> counts,
+                      std::span<Bf16> slice) override {
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
+    std::copy(values.begin(), values.end(), slice.begin());
+  }
+  void all_gather(std::span<Bf16> values, std::span<const std::int64_t> counts) override {
     check_counts(*this, "all_gather", "values", counts, values.size());
   }
   std::unique_ptr<PendingCollective> start_all_reduce_sum(std::span<float>) override {
