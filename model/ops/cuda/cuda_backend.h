@@ -101,7 +101,12 @@ class CudaBackend final : public Backend {
     std::unique_lock<std::mutex> lock;
     std::byte* data;
   };
-  Scratch scratch(std::size_t bytes);
+  Scratch scratch(std::int64_t bytes);
+  /// The device is the calling thread's current one after this, as launches need.
+  cudaStream_t stream() const {
+    device_.make_current();
+    return stream_;
+  }
 
   CudaDevice& device_;
   cudaStream_t stream_;
