@@ -242,3 +242,43 @@ void CudaBackend::swiglu_backward(const Tensor& d_y, const Tensor& gate, const T
                              a.get<T>(d_up, "d_up", elements), elements, stream());
   });
 }
+
+// Opening it.
+
+namespace {
+
+struct OpenedBackend {
+  std::mutex mutex;
+  std::unique_ptr<CudaBackend> backend;
+  cuda::MatrixProductOptions options;
+};
+
+OpenedBackend& opened() {
+  static OpenedBackend opened_backend;
+  return opened_backend;
+}
+
+CudaBackend& open_with(const cuda::MatrixProductOptions& options) {
+  opened().backend = std::make_unique<CudaBackend>(options);
+  opened().options = options;
+  register_device_memory(Device::cuda, allocate_zeroed);
+  return *opened().backend;
+}
+
+}  // namespace
+
+CudaBackend& open_cuda_backend(const cuda::MatrixProductOptions& options) {
+  const std::lock_guard lock(opened().mutex);
+  if (opened().backend == nullptr) return open_with(options);
+  if (opened().options != options) {
+    throw std::logic_error("the CUDA backend is open with other options");
+  }
+  return *opened().backend;
+}
+
+CudaBackend& cuda_backend() {
+  const std::lock_guard lock(opened().mutex);
+  return opened().backend != nullptr ? *opened().backend : open_with({});
+}
+
+}  // namespace scone

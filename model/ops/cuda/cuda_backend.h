@@ -117,9 +117,6 @@ class CudaBackend final : public Backend {
   cuda::DeviceBuffer scratch_;
 };
 
-/// Epilogues fused as suits the open device, TF32 off.
-cuda::MatrixProductOptions default_matrix_product_options();
-
 /// The backend on the process's device, which open_cuda_device must have opened. Tensor::zeros
 /// serves Device::cuda from then on. One object for the process: options hold for the first call,
 /// later calls with others throw std::logic_error.
