@@ -162,7 +162,7 @@ TEST_F(Device, FailedHealthCheckEndsAWait) {
               ThrowsMessage<std::runtime_error>(HasSubstr("rank 5 has failed")));
   EXPECT_EQ(calls, 3);
   check.reset();
-  state_.polls_until_done = 50;
+  state_.polls_until_done = 4000;  // longer than a wait without checks
   cuda_device().wait(cuda_device().compute());
   EXPECT_EQ(calls, 3);
 }

@@ -132,6 +132,20 @@ TEST(MatrixProduct, AgreesWithTheProcessorAtOddShapesAndAlignments) {
   check_all();
 }
 
+TEST(MatrixProduct, TakesABiasThatIsLessAlignedThanTheRest) {
+  SKIP_WITHOUT_CUDA();
+  const ProductShape shape{6, 80, 32};
+  Products products(shape, DType::bf16, 6);
+  const Pair x = products.random({6, 80}), weight = products.random({32, 80});
+  const Pair biases = products.random({40, 1}), y = products.random({6, 32});
+  for (const std::int64_t skipped : {0, 8, 1}) {
+    cuda_backend().linear(x.device, weight.device, biases.device.rows(skipped, 32), {}, y.device,
+                          6);
+    cpu_backend().linear(x.host, weight.host, biases.host.rows(skipped, 32), {}, y.host, 6);
+    EXPECT_LT(products.difference(y), 0x1p-7) << skipped;
+  }
+}
+
 TEST(MatrixProduct, SaysWhichProductsAreNotFused) {
   SKIP_WITHOUT_CUDA();
   check_products({8, 21, 37}, DType::bf16);
