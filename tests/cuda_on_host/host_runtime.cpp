@@ -4,8 +4,10 @@
 #include "host_runtime.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <utility>
 
@@ -32,6 +34,28 @@ void* new_block(std::size_t bytes) {
 cudaError_t allocate(void** memory, std::size_t bytes) {
   *memory = new_block(bytes);
   return remember(*memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
+}
+
+/// Blocks of device memory, which is what copies and kernels of the device may touch.
+struct DeviceMemory {
+  std::mutex mutex;
+  std::map<std::uintptr_t, std::size_t> blocks;
+};
+DeviceMemory& device_memory() {
+  static auto* const memory = new DeviceMemory;  // outlives what other statics hold of it
+  return *memory;
+}
+
+/// Whether [address, address + bytes) lies on the side that a copy says.
+bool is_right(const void* address, std::size_t bytes, bool device) {
+  DeviceMemory& memory = device_memory();
+  const std::lock_guard lock(memory.mutex);
+  const auto begin = reinterpret_cast<std::uintptr_t>(address);
+  auto block = memory.blocks.upper_bound(begin);
+  if (block == memory.blocks.begin()) return !device;
+  --block;
+  const bool starts = begin < block->first + block->second;
+  return device ? starts && begin + bytes <= block->first + block->second : !starts;
 }
 
 cudaError_t query() {
@@ -126,22 +150,43 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total) {
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   *memory = nullptr;
   if (bytes > runtime_state().free_memory) return remember(cudaErrorMemoryAllocation);
-  return allocate(memory, bytes);
+  const cudaError_t error = allocate(memory, bytes);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard lock(device_memory().mutex);
+  device_memory().blocks[reinterpret_cast<std::uintptr_t>(*memory)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFree(void* memory) {
+  if (memory == nullptr) return cudaSuccess;
+  const std::lock_guard lock(device_memory().mutex);
+  if (device_memory().blocks.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0) {
+    return remember(cudaErrorInvalidValue);
+  }
   std::free(memory);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) { return allocate(memory, bytes); }
-cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
 
-cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  if (bytes > 0) std::memmove(target, source, bytes);
+cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
+                            cudaMemcpyKind kind, cudaStream_t) {
+  if (bytes == 0) return cudaSuccess;
+  const bool to = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  const bool from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  if (kind != cudaMemcpyDefault &&
+      !(is_right(target, bytes, to) && is_right(source, bytes, from))) {
+    return remember(cudaErrorInvalidValue);
+  }
+  std::memmove(target, source, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* target, int value, std::size_t bytes, cudaStream_t) {
-  if (bytes > 0) std::memset(target, value, bytes);
+  if (bytes == 0) return cudaSuccess;
+  if (!is_right(target, bytes, true)) return remember(cudaErrorInvalidValue);
+  std::memset(target, value, bytes);
   return cudaSuccess;
 }
 
