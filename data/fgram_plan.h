@@ -8,7 +8,7 @@
 #include "data/fgram_trie.h"
 #include "data/fgram_vocabulary.h"
 #include "parallel/process_grid.h"
-#include "parallel/row_exchange.h"
+#include "parallel/row_plan.h"
 
 namespace scone {
 

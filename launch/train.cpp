@@ -20,6 +20,7 @@
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
+#include "trainer/compute_device.h"
 #include "trainer/trainer.h"
 
 namespace scone {
@@ -106,8 +107,9 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   world.barrier();
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
-  Trainer trainer(config, cpu_backend(),
-                  world);  // may refuse, and then leaves the folder's files as they were
+  const ComputeDevice device = open_compute_device(config, world);
+  // May refuse, and then leaves the folder's files as they were.
+  Trainer trainer(config, device.backend, *device.world);
   trainer.call_in_step(fault);
   // Not before: one rank verifies the checkpoint's files while the others wait, however long.
   std::optional<Watchdog> watchdog;

@@ -112,10 +112,11 @@ struct FgramModel::State {
       host->resize(static_cast<std::size_t>(capacity));
     }
     activations_of(0);
-    if (tp.splits_rows()) full = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
+    if (tp.splits_rows())
+      full = Tensor::zeros({capacity, config.fgram.width}, parameters.dtype(), device);
     if (training) {
       scratch = TransformerScratch(transformer.shape(), tp.splits_rows(), device);
-      d_output = Tensor::zeros({capacity, config.fgram.width}, DType::fp32, device);
+      d_output = Tensor::zeros({capacity, config.fgram.width}, parameters.dtype(), device);
     }
   }
 
@@ -237,7 +238,7 @@ void FgramModel::forward(const TrieNodes& nodes, const Tensor& rows) {
     const Chunk& chunk = s.chunks[i];
     s.forward_chunk(nodes, i);
     const std::int64_t own = chunk.end - chunk.begin;
-    const Tensor output = s.tp.gather(s.activations_of(i).output, s.full, chunk.size());
+    const Tensor output = s.tp.gather(s.backend, s.activations_of(i).output, s.full, chunk.size());
     s.backend.copy(output.rows(chunk.repeats, own), rows.rows(chunk.begin, own));
   }
 }

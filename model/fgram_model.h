@@ -51,11 +51,11 @@ class FgramModel {
   /// Replaces the token table, for the next forward and its backward.
   void use_token_table(const TokenTable& tokens);
 
-  /// rows: [nodes, width], the final norm's output for every node.
+  /// rows: fp32 [nodes, width], the final norm's output for every node.
   void forward(const TrieNodes& nodes, const Tensor& rows);
 
-  /// Must follow forward of the same nodes. row_gradients: [nodes, width] (zero where a node is no
-  /// batch f-gram). Adds to the gradients of the parameters and of the token table. With
+  /// Must follow forward of the same nodes. row_gradients: fp32 [nodes, width] (zero where a node
+  /// is no batch f-gram). Adds to the gradients of the parameters and of the token table. With
   /// FgramRecompute::chunk all chunks but the last run forward again. gradients_final: as of
   /// MainModel, for the f-gram model's parameters; the same calls whatever the nodes, even none.
   void backward(const TrieNodes& nodes, const Tensor& row_gradients,

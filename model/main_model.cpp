@@ -13,7 +13,9 @@
 namespace scone {
 namespace {
 
-constexpr std::int64_t kHeadTile = 512;  // positions whose logits exist at a time
+/// Positions whose logits exist at a time: few enough for a cache on the processor, enough to fill
+/// an accelerator.
+std::int64_t head_tile(Device device) { return device == Device::cpu ? 512 : 8192; }
 
 class CausalAttention final : public Attention {
  public:
@@ -95,9 +97,8 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config) {
   return specs;
 }
 
-KeyValueCache::KeyValueCache(const TransformerConfig& config, Device device)
-    : entries_(
-          Tensor::zeros({config.layers, config.context, 2 * config.width}, DType::fp32, device)) {}
+KeyValueCache::KeyValueCache(const TransformerConfig& config, Device device, DType dtype)
+    : entries_(Tensor::zeros({config.layers, config.context, 2 * config.width}, dtype, device)) {}
 
 struct MainModel::State {
   ModelConfig config;
@@ -113,8 +114,9 @@ struct MainModel::State {
   std::int64_t first_token, own_tokens;             // of this rank's part of the vocabulary
   Tensor tokens, positions, rows, targets, starts;  // int32 [max_positions]
   Tensor losses;                                    // [max_positions]
-  Tensor logits;                  // [kHeadTile, this rank's part of the vocabulary, padded]
-  Tensor statistics;              // [tensor-parallel ranks, kHeadTile, 3] of the logits
+  std::int64_t tile = 0;                            // positions whose logits exist at a time
+  Tensor logits;                  // [tile, this rank's part of the vocabulary, padded]
+  Tensor statistics;              // [tensor-parallel ranks, tile, 3] of the logits
   Tensor full;                    // [max_positions, width] where rows are split
   Tensor d_output, d_output_own;  // [max_positions, width], [own, width]: the same if not split
   std::vector<std::int32_t> host_positions, host_tokens;
@@ -131,6 +133,7 @@ struct MainModel::State {
         activations(model.main, transformer.shape(), options.training, options.recompute,
                     device_backend.device()) {
     const Device device = backend.device();
+    const DType dtype = parameters.dtype();
     const std::int64_t max_positions = options.max_positions, width = config.main.width;
     const auto get = [&](const std::string& name, Tensor& value, Tensor& gradient) {
       const std::size_t index = parameters.find(name);
@@ -149,16 +152,16 @@ struct MainModel::State {
       *integers = Tensor::zeros({max_positions}, DType::int32, device);
     }
     losses = Tensor::zeros({max_positions}, DType::fp32, device);
-    const std::int64_t tile = std::min(kHeadTile, max_positions);
-    logits = Tensor::zeros({tile, head.dim(0)}, DType::fp32, device);
+    tile = std::min(head_tile(device), max_positions);
+    logits = Tensor::zeros({tile, head.dim(0)}, dtype, device);
     if (tp.size() > 1) statistics = Tensor::zeros({tp.size(), tile, 3}, DType::fp32, device);
-    if (tp.splits_rows()) full = Tensor::zeros({max_positions, width}, DType::fp32, device);
+    if (tp.splits_rows()) full = Tensor::zeros({max_positions, width}, dtype, device);
     if (options.training) {
       scratch = TransformerScratch(transformer.shape(), tp.splits_rows(), device);
-      d_output = Tensor::zeros({max_positions, width}, DType::fp32, device);
-      d_output_own = tp.splits_rows() ? Tensor::zeros({tp.own_capacity(max_positions), width},
-                                                      DType::fp32, device)
-                                      : d_output;
+      d_output = Tensor::zeros({max_positions, width}, dtype, device);
+      d_output_own = tp.splits_rows()
+                         ? Tensor::zeros({tp.own_capacity(max_positions), width}, dtype, device)
+                         : d_output;
     }
     host_positions.resize(static_cast<std::size_t>(max_positions));
     host_tokens.resize(static_cast<std::size_t>(max_positions));
@@ -216,19 +219,19 @@ struct MainModel::State {
     tp.reduce(out, activations.input(), count);
   }
 
-  void cross_entropy(std::int64_t begin, std::int64_t tile, bool with_gradient, float scale) {
-    const Tensor target = targets.rows(begin, tile), loss = losses.rows(begin, tile);
+  void cross_entropy(std::int64_t begin, std::int64_t count, bool with_gradient, float scale) {
+    const Tensor target = targets.rows(begin, count), loss = losses.rows(begin, count);
     if (tp.size() == 1) {
-      backend.cross_entropy(logits, target, loss, with_gradient, scale, tile);
+      backend.cross_entropy(logits, target, loss, with_gradient, scale, count);
       return;
     }
-    const Tensor all = statistics.view({tp.size(), tile, 3});
+    const Tensor all = statistics.view({tp.size(), count, 3});
     backend.cross_entropy_part(logits, target, first_token, own_tokens,
-                               all.rows(tp.rank(), 1).view({tile, 3}), tile);
+                               all.rows(tp.rank(), 1).view({count, 3}), count);
     tp.group()->all_gather(all.span<float>(), std::vector<std::int64_t>(
-                                                  static_cast<std::size_t>(tp.size()), tile * 3));
+                                                  static_cast<std::size_t>(tp.size()), count * 3));
     backend.cross_entropy_join(logits, target, first_token, own_tokens, all, tp.size(), loss,
-                               with_gradient, scale, tile);
+                               with_gradient, scale, count);
   }
 
   /// Body and head up to the losses; with_gradient: also d_output and the head's gradient.
@@ -237,15 +240,15 @@ struct MainModel::State {
     const std::int64_t count = batch.positions();
     embed(!batch.row_of_position.empty(), row_table, count);
     transformer.forward(activations, CausalAttention(shape_of(batch), starts), positions, count);
-    const Tensor output = tp.gather(activations.output, full, count);
-    for (std::int64_t begin = 0; begin < count; begin += kHeadTile) {
-      const std::int64_t tile = std::min(kHeadTile, count - begin);
-      const Tensor x = output.rows(begin, tile);
-      backend.linear(x, head, {}, {}, logits, tile);
-      cross_entropy(begin, tile, with_gradient, scale);
+    const Tensor output = tp.gather(backend, activations.output, full, count);
+    for (std::int64_t begin = 0; begin < count; begin += tile) {
+      const std::int64_t part = std::min(tile, count - begin);
+      const Tensor x = output.rows(begin, part);
+      backend.linear(x, head, {}, {}, logits, part);
+      cross_entropy(begin, part, with_gradient, scale);
       if (!with_gradient) continue;
-      backend.linear_backward_input(logits, head, d_output.rows(begin, tile), false, tile);
-      backend.linear_backward_weight(logits, x, d_head, {}, tile);
+      backend.linear_backward_input(logits, head, d_output.rows(begin, part), false, part);
+      backend.linear_backward_weight(logits, x, d_head, {}, part);
     }
     if (with_gradient) tp.reduce(d_output, d_output_own, count);
     return backend.sum(losses.rows(0, count));
@@ -277,8 +280,8 @@ double MainModel::forward_backward(const MicroBatch& batch, const Tensor& rows,
   s.transformer.backward(s.activations, CausalAttention(s.shape_of(batch), s.starts), s.positions,
                          s.d_output_own, s.scratch, count, gradients_final);
   s.backend.embed_backward(s.embedding_input(!batch.row_of_position.empty()),
-                           s.tp.gather(s.scratch.d_stream, s.full, count), s.d_token_embedding,
-                           s.d_position_embedding, row_gradients, count);
+                           s.tp.gather(s.backend, s.scratch.d_stream, s.full, count),
+                           s.d_token_embedding, s.d_position_embedding, row_gradients, count);
   if (gradients_final) gradients_final(s.parameters.offset(1));
   return total;
 }
@@ -316,6 +319,8 @@ void MainModel::decode(std::span<const std::int32_t> tokens,
     }
   }
 }
+
+Device MainModel::device() const { return state_->backend.device(); }
 
 std::size_t MainModel::activation_bytes() const {
   const State& s = *state_;

@@ -32,13 +32,14 @@ struct MicroBatch {
 /// Keys and values of one sequence's past tokens, for decoding.
 class KeyValueCache {
  public:
-  KeyValueCache(const TransformerConfig& config, Device device);  // [layers, context, 2 width]
+  /// dtype: the model's.
+  KeyValueCache(const TransformerConfig& config, Device device, DType dtype = DType::fp32);
   std::int64_t length() const { return length_; }
   void clear() { length_ = 0; }
 
  private:
   friend class MainModel;
-  Tensor entries_;
+  Tensor entries_;  // [layers, context, 2 width]
   std::int64_t length_ = 0;
 };
 
@@ -85,6 +86,7 @@ class MainModel {
               const Tensor& rows, KeyValueCache& cache, std::span<float> logits);
 
   std::size_t activation_bytes() const;
+  Device device() const;
 
  private:
   struct State;

@@ -9,6 +9,8 @@
 #include <numbers>
 #include <stdexcept>
 
+#include "model/ops/ops.h"
+
 namespace scone {
 namespace {
 
@@ -71,8 +73,8 @@ std::int64_t padded(std::int64_t elements) {
 }  // namespace
 
 ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients,
-                           const Part& part)
-    : specs_(std::move(specs)), part_(part) {
+                           const Part& part, DType dtype)
+    : specs_(std::move(specs)), part_(part), dtype_(dtype) {
   std::int64_t total = 0;
   std::vector<Shape> shapes;
   for (const ParameterSpec& spec : specs_) {
@@ -82,11 +84,12 @@ ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool
   }
   flat_values_ = Tensor::zeros({total}, DType::fp32, device);
   if (with_gradients) flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
+  if (dtype != DType::fp32) flat_working_ = Tensor::zeros({total}, dtype, device);
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const auto view = [&](const Tensor& flat) {
       return flat.rows(offsets_[i], elements_of(shapes[i])).view(shapes[i]);
     };
-    values_.push_back(view(flat_values_));
+    values_.push_back(view(dtype == DType::fp32 ? flat_values_ : flat_working_));
     gradients_.push_back(with_gradients ? view(flat_gradients_) : Tensor());
   }
 }
@@ -98,10 +101,13 @@ std::size_t ParameterSet::find(const std::string& name) const {
   throw std::out_of_range(fmt::format("no parameter is named \"{}\"", name));
 }
 
-void ParameterSet::initialise(std::uint64_t seed) {
+void ParameterSet::initialise(std::uint64_t seed, Backend& backend) {
+  const bool on_host = flat_values_.device() == Device::cpu;
+  const Tensor host = on_host ? flat_values_ : Tensor::zeros({elements()});
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
-    const std::span<float> values = values_[i].span<float>();
+    const std::span<float> values = host.span<float>().subspan(
+        static_cast<std::size_t>(offsets_[i]), static_cast<std::size_t>(values_[i].elements()));
     const auto mean = static_cast<float>(spec.init_mean);
     const auto deviation = static_cast<float>(spec.init_std);
     for_each_run(spec.shape, spec.sharding, part_,
@@ -116,13 +122,12 @@ void ParameterSet::initialise(std::uint64_t seed) {
                    for (float& value : run) value = mean + deviation * value;
                  });
   }
+  if (!on_host) backend.upload(host.span<float>(), flat_values_);
+  refresh_working(backend);
 }
 
-void ParameterSet::zero_gradients() {
-  const std::span<float> gradients = flat_gradients_.span<float>();
-  const auto count = static_cast<std::int64_t>(gradients.size());
-#pragma omp parallel for simd schedule(static)
-  for (std::int64_t i = 0; i < count; ++i) gradients[static_cast<std::size_t>(i)] = 0.0F;
+void ParameterSet::refresh_working(Backend& backend) {
+  if (!flat_working_.empty()) backend.copy(flat_values_, flat_working_);
 }
 
 Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicator& group) {

@@ -11,6 +11,8 @@
 
 namespace scone {
 
+class Backend;
+
 enum class Grid { main, fgram };
 
 /// Everything the rest of the system needs to know of a parameter. Initialisation, gradient norm,
@@ -30,16 +32,17 @@ struct ParameterSpec {
   bool replicated() const { return sharding.axis < 0; }
 };
 
-/// One rank's shard of the parameters of one model: values and fp32 gradients, each in one flat
-/// buffer in the order of the specs. The layout is the same on every rank of the tensor-parallel
-/// group; padding is zero and stays so.
+/// One rank's shard of the parameters of one model: fp32 values and gradients, each in one flat
+/// buffer in the order of the specs, and for bf16 a working copy of the values that the layers
+/// compute with. The layout is the same on every rank of the tensor-parallel group; padding is zero
+/// and stays so.
 class ParameterSet {
  public:
   ParameterSet() = default;
   /// with_gradients = false: for inference; gradient(i) and flat_gradients() are empty tensors.
-  /// part: this rank's place in the tensor-parallel group.
+  /// part: this rank's place in the tensor-parallel group. dtype: of what the layers compute with.
   ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients = true,
-               const Part& part = {});
+               const Part& part = {}, DType dtype = DType::fp32);
 
   std::size_t size() const { return specs_.size(); }
   std::int64_t elements() const { return flat_values_.elements(); }
@@ -48,22 +51,27 @@ class ParameterSet {
   const Part& part() const { return part_; }
   /// Where parameter i begins in the flat buffers.
   std::int64_t offset(std::size_t i) const { return offsets_.at(i); }
-  const Tensor& value(std::size_t i) const { return values_.at(i); }  // of the shard's shape
+  DType dtype() const { return dtype_; }
+  /// What the layers compute with, of dtype() and the shard's shape: with fp32 the value itself.
+  const Tensor& value(std::size_t i) const { return values_.at(i); }
   const Tensor& gradient(std::size_t i) const { return gradients_.at(i); }
   /// Index of the parameter of that name; throws std::out_of_range.
   std::size_t find(const std::string& name) const;
 
   const Tensor& flat_values() const { return flat_values_; }        // [elements], fp32
   const Tensor& flat_gradients() const { return flat_gradients_; }  // [elements], fp32
-  void initialise(std::uint64_t seed);
-  void zero_gradients();
+  const Tensor& flat_working() const { return flat_working_; }      // bf16; empty with fp32
+  void initialise(std::uint64_t seed, Backend& backend);
+  /// The working copy from the values, after they were set.
+  void refresh_working(Backend& backend);
 
  private:
   std::vector<ParameterSpec> specs_;
   Part part_;
   std::vector<std::int64_t> offsets_;
   std::vector<Tensor> values_, gradients_;
-  Tensor flat_values_, flat_gradients_;
+  DType dtype_ = DType::fp32;
+  Tensor flat_values_, flat_gradients_, flat_working_;
 };
 
 /// The global tensor [spec.shape], on every rank of the tensor-parallel `group` (collective), from

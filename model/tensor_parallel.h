@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "model/ops/ops.h"
 #include "model/tensor.h"
 #include "parallel/communicator.h"
 #include "parallel/sharding.h"
@@ -37,7 +38,7 @@ class TensorParallel {
 
   /// own: [own rows, width]. Returns all [rows, width]: own itself where rows are not split, else
   /// `full`, filled. Collective.
-  Tensor gather(const Tensor& own, const Tensor& full, std::int64_t rows) const;
+  Tensor gather(Backend& backend, const Tensor& own, const Tensor& full, std::int64_t rows) const;
   /// Sums partial [rows, width] over the group. Where rows are not split, in place (own is
   /// partial), else into own: [own rows, width]. Nothing to do alone. Collective.
   void reduce(const Tensor& partial, const Tensor& own, std::int64_t rows) const;

@@ -15,14 +15,19 @@ constexpr double kInitDeviation = 0.02;  // GPT-2's
 /// Makes tensors and counts their bytes.
 class Allocator {
  public:
-  Allocator(Device device, std::size_t& bytes) : device_(device), bytes_(bytes) {}
-  Tensor operator()(Shape shape) {
-    Tensor tensor = Tensor::zeros(std::move(shape), DType::fp32, device_);
+  Allocator(DType dtype, Device device, std::size_t& bytes)
+      : dtype_(dtype), device_(device), bytes_(bytes) {}
+  Tensor operator()(Shape shape) { return make(std::move(shape), dtype_); }
+  Tensor fp32(Shape shape) { return make(std::move(shape), DType::fp32); }
+
+ private:
+  Tensor make(Shape shape, DType dtype) {
+    Tensor tensor = Tensor::zeros(std::move(shape), dtype, device_);
     bytes_ += tensor.bytes();
     return tensor;
   }
 
- private:
+  DType dtype_;
   Device device_;
   std::size_t& bytes_;
 };
@@ -110,8 +115,9 @@ void append_transformer_specs(const TransformerConfig& config, const std::string
 }
 
 TransformerShape::TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
-                                   std::int64_t most_rows)
-    : rows(most_rows),
+                                   std::int64_t most_rows, DType compute_dtype)
+    : dtype(compute_dtype),
+      rows(most_rows),
       own_rows(tp.own_capacity(most_rows)),
       width(config.width),
       own_width(config.width / tp.size()),
@@ -122,7 +128,7 @@ TransformerShape::TransformerShape(const TransformerConfig& config, const Tensor
 TransformerActivations::TransformerActivations(const TransformerConfig& config,
                                                const TransformerShape& shape, bool training,
                                                Recompute recompute, Device device) {
-  Allocator make(device, bytes);
+  Allocator make(shape.dtype, device, bytes);
   blocks.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = blocks[i];
@@ -135,28 +141,28 @@ TransformerActivations::TransformerActivations(const TransformerConfig& config,
     block.input = make({shape.own_rows, shape.width});
     if (i == 0 || recompute == Recompute::none) {
       block.attention_norm = make({shape.own_rows, shape.width});
-      block.attention_statistics = make({shape.own_rows, 2});
+      block.attention_statistics = make.fp32({shape.own_rows, 2});
       block.qkv = make({shape.rows, 3 * shape.own_width});
       block.attended = make({shape.rows, shape.own_width});
-      block.log_sum_exp = make({shape.rows, shape.own_heads});
+      block.log_sum_exp = make.fp32({shape.rows, shape.own_heads});
     }
     if (i > 0 && recompute == Recompute::block) continue;
     block.middle = training ? make({shape.own_rows, shape.width}) : block.input;
     block.ffw_norm = make({shape.own_rows, shape.width});
-    block.ffw_statistics = make({shape.own_rows, 2});
+    block.ffw_statistics = make.fp32({shape.own_rows, 2});
     block.up = make({shape.rows, shape.own_ffw});
     if (shape.gated) block.gate = make({shape.rows, shape.own_ffw});
     block.inner = make({shape.rows, shape.own_ffw});
   }
   output_input =
       training || blocks.empty() ? make({shape.own_rows, shape.width}) : blocks.back().middle;
-  output_statistics = make({shape.own_rows, 2});
+  output_statistics = make.fp32({shape.own_rows, 2});
   output = make({shape.own_rows, shape.width});
 }
 
 TransformerScratch::TransformerScratch(const TransformerShape& shape, bool splits_rows,
                                        Device device) {
-  Allocator make(device, bytes);
+  Allocator make(shape.dtype, device, bytes);
   d_stream = make({shape.own_rows, shape.width});
   d_norm = make({shape.rows, shape.width});
   d_norm_own = splits_rows ? make({shape.own_rows, shape.width}) : d_norm;
@@ -171,7 +177,7 @@ Transformer::Transformer(const TransformerConfig& config, const std::string& pre
     : config_(config),
       backend_(backend),
       tp_(tp),
-      shape_(config, tp, most_rows),
+      shape_(config, tp, most_rows, parameters.dtype()),
       recompute_(recompute) {
   const auto get = [&](const std::string& name) {
     const std::size_t index = parameters.find(prefix + name);
@@ -199,7 +205,7 @@ Transformer::Transformer(const TransformerConfig& config, const std::string& pre
   }
   final_norm_ = get_norm("final_norm");
   if (tp_.splits_rows())
-    full_ = Tensor::zeros({shape_.rows, shape_.width}, DType::fp32, backend.device());
+    full_ = Tensor::zeros({shape_.rows, shape_.width}, shape_.dtype, backend.device());
 }
 
 void Transformer::norm(const Norm& parameters, const Tensor& x, const Tensor& y,
@@ -254,7 +260,8 @@ void Transformer::attend(std::size_t index, const Block& saved, const Attention&
                          const Tensor& positions, std::int64_t rows) const {
   const BlockParameters& block = blocks_[index];
   norm(block.attention_norm, saved.input, saved.attention_norm, saved.attention_statistics, rows);
-  column_linear(block.qkv, tp_.gather(saved.attention_norm, full_, rows), saved.qkv, rows);
+  column_linear(block.qkv, tp_.gather(backend_, saved.attention_norm, full_, rows), saved.qkv,
+                rows);
   if (config_.position == PositionKind::rope) {
     backend_.rope(saved.qkv, positions, shape_.own_heads, config_.width / config_.heads, false,
                   rows);
@@ -266,13 +273,14 @@ void Transformer::attend(std::size_t index, const Block& saved, const Attention&
 void Transformer::feed_forward(const BlockParameters& block, const Block& saved,
                                std::int64_t rows) const {
   norm(block.ffw_norm, saved.middle, saved.ffw_norm, saved.ffw_statistics, rows);
-  const Tensor x = tp_.gather(saved.ffw_norm, full_, rows);
-  column_linear(block.up, x, saved.up, rows);
+  const Tensor x = tp_.gather(backend_, saved.ffw_norm, full_, rows);
   if (shape_.gated) {
+    column_linear(block.up, x, saved.up, rows);
     column_linear(block.gate, x, saved.gate, rows);
     backend_.swiglu(saved.gate, saved.up, saved.inner, rows * shape_.own_ffw);
   } else {
-    backend_.gelu(saved.up, saved.inner, rows * shape_.own_ffw);
+    backend_.linear_gelu(x, block.up.weight.value, block.up.bias.value, saved.up, saved.inner,
+                         rows);
   }
 }
 
@@ -309,32 +317,39 @@ void Transformer::backward(const TransformerActivations& activations, const Atte
       row_linear(block.out, saved.attended, saved.input, saved.middle, rows);
       feed_forward(block, saved, rows);
     }
-    linear_backward(block.down, tp_.gather(d_stream, full_, rows), saved.inner, scratch.d_inner,
-                    false, rows);
-    const Tensor ffw_input = tp_.gather(saved.ffw_norm, full_, rows);
+    const Tensor d_down = tp_.gather(backend_, d_stream, full_, rows);
+    backend_.linear_backward_weight(d_down, saved.inner, block.down.weight.gradient,
+                                    block.down.bias.gradient, rows);
+    if (shape_.gated) {
+      backend_.linear_backward_input(d_down, block.down.weight.value, scratch.d_inner, false, rows);
+    } else {  // d_inner: gradient before the activation
+      backend_.linear_gelu_backward_input(d_down, block.down.weight.value, saved.up,
+                                          scratch.d_inner, rows);
+    }
+    const Tensor ffw_input = tp_.gather(backend_, saved.ffw_norm, full_, rows);
     if (shape_.gated) {
       backend_.swiglu_backward(scratch.d_inner, saved.gate, saved.up, scratch.d_gate,
                                scratch.d_inner, rows * shape_.own_ffw);
       linear_backward(block.gate, scratch.d_gate, ffw_input, scratch.d_norm, false, rows);
       linear_backward(block.up, scratch.d_inner, ffw_input, scratch.d_norm, true, rows);
     } else {
-      backend_.gelu_backward(scratch.d_inner, saved.up, scratch.d_inner, rows * shape_.own_ffw);
       linear_backward(block.up, scratch.d_inner, ffw_input, scratch.d_norm, false, rows);
     }
     tp_.reduce(scratch.d_norm, scratch.d_norm_own, rows);
     norm_backward(block.ffw_norm, scratch.d_norm_own, saved.middle, saved.ffw_statistics, d_stream,
                   true, rows);
 
-    linear_backward(block.out, tp_.gather(d_stream, full_, rows), saved.attended, scratch.d_norm,
-                    false, rows);
+    linear_backward(block.out, tp_.gather(backend_, d_stream, full_, rows), saved.attended,
+                    scratch.d_norm, false, rows);
     attention.backward(backend_, saved.qkv, saved.attended, saved.log_sum_exp, scratch.d_norm,
                        scratch.d_qkv);
     if (config_.position == PositionKind::rope) {
       backend_.rope(scratch.d_qkv, positions, shape_.own_heads, config_.width / config_.heads, true,
                     rows);
     }
-    linear_backward(block.qkv, scratch.d_qkv, tp_.gather(saved.attention_norm, full_, rows),
-                    scratch.d_norm, false, rows);
+    linear_backward(block.qkv, scratch.d_qkv,
+                    tp_.gather(backend_, saved.attention_norm, full_, rows), scratch.d_norm, false,
+                    rows);
     tp_.reduce(scratch.d_norm, scratch.d_norm_own, rows);
     norm_backward(block.attention_norm, scratch.d_norm_own, saved.input, saved.attention_statistics,
                   d_stream, true, rows);

@@ -46,15 +46,17 @@ class Attention {
 struct TransformerShape {
   TransformerShape() = default;
   TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
-                   std::int64_t most_rows);
+                   std::int64_t most_rows, DType compute_dtype);
+  DType dtype = DType::fp32;              // of activations and of gradients in flight
   std::int64_t rows = 0, own_rows = 0;    // capacity: of all rows, of the rows held between layers
   std::int64_t width = 0, own_width = 0;  // of the stream, of this rank's heads together
   std::int64_t own_heads = 0, own_ffw = 0;
   bool gated = false;
 };
 
-/// What one forward pass keeps for its backward. Blocks share the tensors that are not kept: all of
-/// them without training, those to be computed again with recomputation.
+/// What one forward pass keeps for its backward; statistics and log_sum_exp are fp32. Blocks share
+/// the tensors that are not kept: all of them without training, those to be computed again with
+/// recomputation.
 struct TransformerActivations {
   struct Block {
     Tensor input, attention_norm, attention_statistics;  // [own rows, width], same, [own rows, 2]

@@ -63,14 +63,33 @@ void check_exchange(const Communicator& group, const char* collective,
   check_counts(group, collective, "receive", receive_counts, receive.size() / element_bytes);
 }
 
-void check_slices(const Communicator& group, const char* collective, std::span<const float> values,
-                  std::span<const std::int64_t> counts, std::span<const float> slice) {
-  check_counts(group, collective, "values", counts, values.size());
+void check_slices(const Communicator& group, const char* collective, std::size_t elements,
+                  std::span<const std::int64_t> counts, std::size_t slice_elements) {
+  check_counts(group, collective, "values", counts, elements);
   const auto own = static_cast<std::size_t>(counts[static_cast<std::size_t>(group.rank())]);
-  if (slice.size() != own)
+  if (slice_elements != own)
     fail_collective(
         group, collective,
-        fmt::format("the slice has {} elements, this rank's count is {}", slice.size(), own));
+        fmt::format("the slice has {} elements, this rank's count is {}", slice_elements, own));
+}
+
+std::vector<SlicePiece> slice_pieces(std::span<const std::int64_t> counts,
+                                     std::size_t piece_elements) {
+  const std::int64_t widest = *std::max_element(counts.begin(), counts.end());
+  const auto width =
+      static_cast<std::int64_t>(std::max<std::size_t>(1, piece_elements / counts.size()));
+  std::vector<SlicePiece> pieces;
+  for (std::int64_t begin = 0; begin < widest; begin += width) {
+    auto& piece = pieces.emplace_back();
+    std::int64_t slice_begin = 0;
+    for (const std::int64_t count : counts) {
+      piece.counts.push_back(std::clamp<std::int64_t>(count - begin, 0, width));
+      piece.begins.push_back(static_cast<std::size_t>(slice_begin + std::min(begin, count)));
+      piece.elements += static_cast<std::size_t>(piece.counts.back());
+      slice_begin += count;
+    }
+  }
+  return pieces;
 }
 
 }  // namespace scone

@@ -40,6 +40,75 @@ std::vector<std::int64_t> Communicator::exchange_counts(std::span<const std::int
 
 namespace {
 
+// Floats that a Bf16 collective holds at a time, over all ranks.
+constexpr std::size_t bf16_piece = 1u << 20;
+
+void widen(std::span<const Bf16> from, float* to) {
+  std::transform(from.begin(), from.end(), to, [](Bf16 value) { return to_float(value); });
+}
+
+void narrow(std::span<const float> from, Bf16* to) {
+  std::transform(from.begin(), from.end(), to, to_bf16);
+}
+
+}  // namespace
+
+void Communicator::all_reduce_sum(std::span<Bf16> values) {
+  for (std::size_t begin = 0; begin < values.size(); begin += bf16_piece) {
+    const auto piece = values.subspan(begin, std::min(bf16_piece, values.size() - begin));
+    floats_.resize(std::max(floats_.size(), piece.size()));
+    const auto floats = std::span(floats_).first(piece.size());
+    widen(piece, floats.data());
+    all_reduce(floats, ReduceOp::sum);
+    narrow(floats, piece.data());
+  }
+}
+
+void Communicator::reduce_scatter(std::span<const Bf16> values,
+                                  std::span<const std::int64_t> counts, std::span<Bf16> slice) {
+  check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
+  const auto own = static_cast<std::size_t>(rank());
+  std::size_t done = 0;
+  for (const SlicePiece& piece : slice_pieces(counts, bf16_piece)) {
+    floats_.resize(piece.elements);
+    float* next = floats_.data();
+    for (std::size_t r = 0; r < counts.size(); ++r) {
+      const auto width = static_cast<std::size_t>(piece.counts[r]);
+      widen(values.subspan(piece.begins[r], width), next);
+      next += width;
+    }
+    float_slice_.resize(static_cast<std::size_t>(piece.counts[own]));
+    reduce_scatter(std::span<const float>(floats_), piece.counts, std::span(float_slice_));
+    narrow(float_slice_, slice.data() + done);
+    done += float_slice_.size();
+  }
+}
+
+void Communicator::all_gather(std::span<Bf16> values, std::span<const std::int64_t> counts) {
+  check_counts(*this, "all_gather", "values", counts, values.size());
+  const auto own = static_cast<std::size_t>(rank());
+  for (const SlicePiece& piece : slice_pieces(counts, bf16_piece)) {
+    floats_.resize(piece.elements);
+    auto for_slices = [&](auto&& f) {
+      float* next = floats_.data();
+      for (std::size_t r = 0; r < counts.size(); ++r) {
+        const auto width = static_cast<std::size_t>(piece.counts[r]);
+        f(r, std::span(next, width), values.subspan(piece.begins[r], width));
+        next += width;
+      }
+    };
+    for_slices([&](std::size_t r, std::span<float> floats, std::span<Bf16> slice) {
+      if (r == own) widen(slice, floats.data());
+    });
+    all_gather(std::span(floats_), piece.counts);
+    for_slices([&](std::size_t r, std::span<float> floats, std::span<Bf16> slice) {
+      if (r != own) narrow(floats, slice.data());
+    });
+  }
+}
+
+namespace {
+
 class SelfCommunicator final : public Communicator {
  public:
   explicit SelfCommunicator(std::string name) : name_(std::move(name)) {}
@@ -73,10 +142,19 @@ class SelfCommunicator final : public Communicator {
   }
   void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> counts,
                       std::span<float> slice) override {
-    check_slices(*this, "reduce_scatter", values, counts, slice);
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
     std::copy(values.begin(), values.end(), slice.begin());
   }
   void all_gather(std::span<float> values, std::span<const std::int64_t> counts) override {
+    check_counts(*this, "all_gather", "values", counts, values.size());
+  }
+  void all_reduce_sum(std::span<Bf16>) override {}
+  void reduce_scatter(std::span<const Bf16> values, std::span<const std::int64_t> counts,
+                      std::span<Bf16> slice) override {
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
+    std::copy(values.begin(), values.end(), slice.begin());
+  }
+  void all_gather(std::span<Bf16> values, std::span<const std::int64_t> counts) override {
     check_counts(*this, "all_gather", "values", counts, values.size());
   }
   std::unique_ptr<PendingCollective> start_all_reduce_sum(std::span<float>) override {

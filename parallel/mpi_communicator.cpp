@@ -255,7 +255,7 @@ class MpiCommunicator final : public Communicator {
 
   void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> counts,
                       std::span<float> slice) override {
-    check_slices(*this, "reduce_scatter", values, counts, slice);
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
     if (values.empty()) return;
     const auto slice_begins = begins(counts);
     const auto widest = static_cast<std::size_t>(*std::max_element(counts.begin(), counts.end()));
@@ -278,7 +278,7 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<PendingCollective> start_reduce_scatter(std::span<const float> values,
                                                           std::span<const std::int64_t> counts,
                                                           std::span<float> slice) override {
-    check_slices(*this, "reduce_scatter", values, counts, slice);
+    check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
     return std::make_unique<PendingReduceScatter>(*this, values, counts, slice);
   }
 
@@ -453,6 +453,16 @@ std::unique_ptr<Communicator> make_mpi_communicator() {
   MPI_Comm world = MPI_COMM_NULL;
   MPI_Comm_dup(MPI_COMM_WORLD, &world);  // its error handler aborts
   return std::make_unique<MpiCommunicator>(world, "world");
+}
+
+NodePlace mpi_node_place() {
+  MPI_Comm node = MPI_COMM_NULL;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  NodePlace place{0, 1};
+  MPI_Comm_rank(node, &place.rank);
+  MPI_Comm_size(node, &place.size);
+  MPI_Comm_free(&node);
+  return place;
 }
 
 }  // namespace scone

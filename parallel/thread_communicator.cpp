@@ -182,7 +182,7 @@ class ThreadCommunicator final : public Communicator {
 
   void reduce_scatter(std::span<const float> values, std::span<const std::int64_t> slice_counts,
                       std::span<float> slice) override {
-    check_slices(*this, "reduce_scatter", values, slice_counts, slice);
+    check_slices(*this, "reduce_scatter", values.size(), slice_counts, slice.size());
     Meeting meeting(*this, "reduce_scatter", values.data(), slice_counts);
     check_same_counts(meeting, slice_counts);
     const std::size_t begin = slice_begin(slice_counts, rank_);

@@ -57,6 +57,18 @@ const Names<Schedule>& names_of(Schedule) {
       {Schedule::cosine, "cosine"}, {Schedule::wsd, "wsd"}, {Schedule::constant, "constant"}};
   return names;
 }
+const Names<Transport>& names_of(Transport) {
+  static const Names<Transport> names = {{Transport::mpi, "mpi"}, {Transport::nccl, "nccl"}};
+  return names;
+}
+const Names<Device>& names_of(Device) {
+  static const Names<Device> names = {{Device::cpu, "cpu"}, {Device::cuda, "cuda"}};
+  return names;
+}
+const Names<DType>& names_of(DType) {
+  static const Names<DType> names = {{DType::fp32, "fp32"}, {DType::bf16, "bf16"}};
+  return names;
+}
 const Names<BadStep>& names_of(BadStep) {
   static const Names<BadStep> names = {{BadStep::skip, "skip"}, {BadStep::stop, "stop"}};
   return names;
@@ -247,7 +259,7 @@ std::vector<ConfigField> make_fields() {
   SCONE_FIELD("model.fgram.chunk_nodes", model.fgram_chunk_nodes,
               "trie nodes computed at once; bounds the memory");
 
-  SCONE_KEY(parallel.communicator, "mpi");
+  SCONE_KEY(parallel.communicator, "mpi, nccl: what gradients and activations travel by");
   SCONE_KEY(parallel.overlap, "reduce gradients while the backward pass goes on");
   SCONE_KEY(parallel.bucket_elements, "gradients reduced at a time");
   SCONE_KEY(parallel.timeout,
@@ -260,8 +272,8 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(parallel.fgram.zero, "1: optimizer state cut over the replicas (ZeRO-1)");
   SCONE_KEY(parallel.fgram.sequence_parallel, "what lies between layers is cut by nodes over tp");
 
-  SCONE_KEY(compute.device, "cpu");
-  SCONE_KEY(compute.dtype, "fp32");
+  SCONE_KEY(compute.device, "cpu, cuda");
+  SCONE_KEY(compute.dtype, "fp32, or with device cuda bf16 (with fp32 values in the optimizer)");
   SCONE_KEY(compute.threads, "of each rank; 0: the node's cores over the ranks on it");
   SCONE_KEY(compute.recompute,
             "none, attention, block: what the main model's backward computes again");
@@ -274,6 +286,8 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(optimizer.schedule, "cosine, wsd, constant; after a linear warm-up");
   SCONE_KEY(optimizer.warmup_steps, "steps in which lr rises from 0");
   SCONE_KEY(optimizer.final_lr_ratio, "lr at the end over peak_lr");
+  SCONE_KEY(optimizer.stochastic_rounding,
+            "bf16: round weights at random, keeping their mean, not to the nearest");
   SCONE_KEY(optimizer.decay_fraction, "wsd: last share of the steps, in which lr falls");
 
   SCONE_KEY(trainer.steps, "of the whole run; 0: as tokens says");

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel/bf16.h"
+
 namespace scone {
 namespace {
 
@@ -67,18 +69,24 @@ void DistributedOptimizer::sum_split_rows(const Bucket& bucket) {
       const std::int64_t begin = std::max(bucket.begin, parameters_.offset(i));
       const std::int64_t end = std::min(bucket.begin + bucket.count,
                                         parameters_.offset(i) + parameters_.gradient(i).elements());
-      if (begin < end) visit(flat_span(parameters_.flat_gradients(), begin, end - begin));
+      if (begin < end) visit(parameters_.flat_gradients().rows(begin, end - begin));
     }
   };
-  split_sums_.clear();
-  in_bucket([&](std::span<float> values) {
-    split_sums_.insert(split_sums_.end(), values.begin(), values.end());
+  std::int64_t count = 0;
+  in_bucket([&](const Tensor& values) { count += values.elements(); });
+  if (count == 0) return;  // on every rank of the group
+  if (split_sums_.elements() < count)
+    split_sums_ = Tensor::zeros({count}, DType::fp32, backend_.device());
+  std::int64_t next = 0;
+  in_bucket([&](const Tensor& values) {
+    backend_.copy(values, split_sums_.rows(next, values.elements()));
+    next += values.elements();
   });
-  grid_.tensor().all_reduce(std::span(split_sums_), ReduceOp::sum);
-  auto next = split_sums_.begin();
-  in_bucket([&](std::span<float> values) {
-    std::copy_n(next, values.size(), values.begin());
-    next += static_cast<std::ptrdiff_t>(values.size());
+  grid_.tensor().all_reduce(flat_span(split_sums_, 0, count), ReduceOp::sum);
+  next = 0;
+  in_bucket([&](const Tensor& values) {
+    backend_.copy(split_sums_.rows(next, values.elements()), values);
+    next += values.elements();
   });
 }
 
@@ -124,51 +132,85 @@ const Tensor& DistributedOptimizer::gradients_of_update() const {
 }
 
 double DistributedOptimizer::squared_norm() const {
-  double sum = 0;
+  std::vector<Tensor> parts;
   for (const Piece& piece : counted_) {
     const bool counts = grid_.tensor_rank() == 0 || !parameters_.spec(piece.parameter).replicated();
     if (!counts) continue;
-    sum += backend_.squared_norm(
-        settings_.zero ? reduced_.rows(piece.state_begin, piece.count)
-                       : parameters_.flat_gradients().rows(piece.flat_begin, piece.count));
+    parts.push_back(settings_.zero
+                        ? reduced_.rows(piece.state_begin, piece.count)
+                        : parameters_.flat_gradients().rows(piece.flat_begin, piece.count));
   }
-  return sum;
+  return backend_.squared_norm(parts);
 }
 
 void DistributedOptimizer::step(std::int64_t step, double lr, double gradient_scale) {
-  AdamwStep update{.lr = static_cast<float>(lr),
-                   .beta1 = static_cast<float>(settings_.beta1),
-                   .beta2 = static_cast<float>(settings_.beta2),
-                   .eps = static_cast<float>(settings_.epsilon),
-                   .weight_decay = 0,
-                   .step = step,
-                   .gradient_scale = static_cast<float>(gradient_scale)};
-  for (const Piece& piece : updated_) {
-    const bool decays = parameters_.spec(piece.parameter).weight_decay;
-    update.weight_decay = decays ? static_cast<float>(settings_.weight_decay) : 0.0F;
-    backend_.adamw(parameters_.flat_values().rows(piece.flat_begin, piece.count),
-                   gradients_of_update().rows(piece.state_begin, piece.count),
-                   first_moment_.rows(piece.state_begin, piece.count),
-                   second_moment_.rows(piece.state_begin, piece.count), update);
-  }
+  std::vector<AdamwRange> ranges;
+  for (const Piece& piece : updated_)
+    ranges.push_back({piece.flat_begin, piece.state_begin, piece.count,
+                      parameters_.spec(piece.parameter).weight_decay});
+  const Tensor& working = parameters_.flat_working();
+  backend_.adamw(
+      {parameters_.flat_values(), gradients_of_update(), first_moment_, second_moment_, working},
+      ranges,
+      {.lr = static_cast<float>(lr),
+       .beta1 = static_cast<float>(settings_.beta1),
+       .beta2 = static_cast<float>(settings_.beta2),
+       .eps = static_cast<float>(settings_.epsilon),
+       .weight_decay = static_cast<float>(settings_.weight_decay),
+       .step = step,
+       .gradient_scale = static_cast<float>(gradient_scale),
+       .stochastic_rounding = settings_.stochastic_rounding,
+       .seed = settings_.seed});
   if (!settings_.zero) return;
-  for (const Bucket& bucket : buckets_)
-    grid_.data().all_gather(flat_span(parameters_.flat_values(), bucket.begin, bucket.count),
-                            bucket.counts);
+  for (const Bucket& bucket : buckets_) {
+    if (working.empty())
+      grid_.data().all_gather(flat_span(parameters_.flat_values(), bucket.begin, bucket.count),
+                              bucket.counts);
+    else
+      grid_.data().all_gather(std::span(static_cast<Bf16*>(working.raw()) + bucket.begin,
+                                        static_cast<std::size_t>(bucket.count)),
+                              bucket.counts);
+  }
 }
 
 void DistributedOptimizer::gather_gradients() {
   if (!settings_.zero) return;
   for (const Bucket& bucket : buckets_) {
-    const std::span<float> values =
-        flat_span(parameters_.flat_gradients(), bucket.begin, bucket.count);
-    std::ranges::copy(flat_span(reduced_, bucket.state_begin, bucket.own.count),
-                      values.begin() + bucket.own.begin);
-    grid_.data().all_gather(values, bucket.counts);
+    if (bucket.own.count > 0)
+      backend_.copy(
+          reduced_.rows(bucket.state_begin, bucket.own.count),
+          parameters_.flat_gradients().rows(bucket.begin + bucket.own.begin, bucket.own.count));
+    grid_.data().all_gather(flat_span(parameters_.flat_gradients(), bucket.begin, bucket.count),
+                            bucket.counts);
   }
 }
 
-std::vector<TensorSlice> DistributedOptimizer::state(bool for_writing) const {
+void DistributedOptimizer::make_host_copies() {
+  const auto copy_of = [](const Tensor& tensor) {
+    return tensor.device() == Device::cpu ? tensor : Tensor::zeros(tensor.shape());
+  };
+  if (!host_values_.empty()) return;
+  host_values_ = copy_of(parameters_.flat_values());
+  host_first_moment_ = copy_of(first_moment_);
+  host_second_moment_ = copy_of(second_moment_);
+}
+
+void DistributedOptimizer::take_state() {
+  if (backend_.device() != Device::cpu) {
+    backend_.upload(host_values_.span<float>(), parameters_.flat_values());
+    backend_.upload(host_first_moment_.span<float>(), first_moment_);
+    backend_.upload(host_second_moment_.span<float>(), second_moment_);
+  }
+  parameters_.refresh_working(backend_);
+}
+
+std::vector<TensorSlice> DistributedOptimizer::state(bool for_writing) {
+  make_host_copies();
+  if (for_writing && backend_.device() != Device::cpu) {
+    backend_.download(parameters_.flat_values(), host_values_.span<float>());
+    backend_.download(first_moment_, host_first_moment_.span<float>());
+    backend_.download(second_moment_, host_second_moment_.span<float>());
+  }
   std::vector<TensorSlice> slices;
   const auto append = [&](const char* kind, const Tensor& flat, const Piece& piece,
                           std::int64_t flat_begin) {
@@ -180,11 +222,11 @@ std::vector<TensorSlice> DistributedOptimizer::state(bool for_writing) const {
   };
   // Every data-parallel rank writes its slices, also of what all of them hold.
   for (const Piece& piece : for_writing ? counted_ : pieces(false))
-    append("parameters/", parameters_.flat_values(), piece, piece.flat_begin);
+    append("parameters/", host_values_, piece, piece.flat_begin);
   for (const Piece& piece : for_writing ? counted_ : updated_) {
     const std::int64_t at = settings_.zero ? piece.state_begin : piece.flat_begin;
-    append("adam_m/", first_moment_, piece, at);
-    append("adam_v/", second_moment_, piece, at);
+    append("adam_m/", host_first_moment_, piece, at);
+    append("adam_v/", host_second_moment_, piece, at);
   }
   return slices;
 }

@@ -18,12 +18,16 @@ struct OptimizerSettings {
   bool sequence_parallel = false;  // of the model: some replicated gradients are partial sums
   bool overlap = false;            // begin a bucket's reduction as soon as its gradients are final
   std::int64_t bucket_elements = 1 << 20;
+  bool stochastic_rounding = false;  // of bf16 working copies, by `seed`
+  std::uint64_t seed = 0;
 };
 
 /// Gradient reduction and AdamW for one model's parameters over its process grid. The flat buffers
 /// are cut into buckets. Without ZeRO each bucket is summed over the data-parallel group and every
 /// rank updates all of it; with ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054) a rank sums and
-/// updates its slice of each bucket, holds moments for that alone, and the values are gathered.
+/// updates its slice of each bucket, holds moments for that alone, and what the layers compute with
+/// is gathered: the values, or with bf16 the working copy, and then the fp32 values of other ranks'
+/// slices are stale.
 class DistributedOptimizer {
  public:
   /// All must outlive this.
@@ -50,10 +54,13 @@ class DistributedOptimizer {
   /// slices into the parameter set's gradients. Collective.
   void gather_gradients();
 
-  /// Boxes of the parameters and both moments ("parameters/..", "adam_m/..", "adam_v/.."), which
-  /// share this object's and the parameters' memory. for_writing: over all ranks each element
-  /// once; else all that this rank holds.
-  std::vector<TensorSlice> state(bool for_writing) const;
+  /// Boxes of the parameters and both moments ("parameters/..", "adam_m/..", "adam_v/.."), in
+  /// memory of the host: this object's and the parameters' own, or on a device a copy of it.
+  /// for_writing: filled, and over all ranks each element once; else all that this rank holds, to
+  /// be filled by the caller, who then calls take_state().
+  std::vector<TensorSlice> state(bool for_writing);
+  /// What was put into the boxes of state(false) becomes the state.
+  void take_state();
   std::size_t moment_bytes() const { return first_moment_.bytes() + second_moment_.bytes(); }
   /// Gradients held beside the parameter set's (ZeRO).
   std::size_t gradient_bytes() const { return reduced_.bytes(); }
@@ -74,6 +81,7 @@ class DistributedOptimizer {
   void reduce(std::size_t bucket, bool in_background);
   void sum_split_rows(const Bucket& bucket);
   const Tensor& gradients_of_update() const;
+  void make_host_copies();
 
   ParameterSet& parameters_;
   const ProcessGrid& grid_;
@@ -85,7 +93,9 @@ class DistributedOptimizer {
   Tensor reduced_;                        // ZeRO: sums of this rank's slices
   std::size_t reducing_from_;             // buckets from here on are reduced or under way
   std::vector<std::unique_ptr<PendingCollective>> pending_;
-  std::vector<float> split_sums_;
+  Tensor split_sums_;
+  // Values and moments as state() shows them.
+  Tensor host_values_, host_first_moment_, host_second_moment_;
 };
 
 }  // namespace scone

@@ -9,9 +9,9 @@
 #include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
 #include "model/fgram_model.h"
+#include "model/row_exchange.h"
 #include "model/tensor.h"
 #include "parallel/process_grid.h"
-#include "parallel/row_exchange.h"
 
 namespace scone {
 
@@ -20,7 +20,8 @@ namespace scone {
 class EmbeddingSource {
  public:
   virtual ~EmbeddingSource() = default;
-  /// out[i, :] = row of f-gram ids[i]. ids: distinct, ascending, maybe none; out: [ids, width].
+  /// out[i, :] = row of f-gram ids[i]. ids: distinct, ascending, maybe none; out: fp32 [ids, width]
+  /// of the main model's device.
   virtual void rows(std::span<const std::int64_t> ids, const Tensor& out) = 0;
 };
 
@@ -39,7 +40,7 @@ class LiveFgramSource final : public EmbeddingSource {
   /// model: this rank's part of the f-gram model; tokens: this rank's part of the main model's
   /// token embedding. All must outlive this.
   LiveFgramSource(const FgramVocabulary& vocabulary, FgramModel& model, const TokenTable& tokens,
-                  const RunGrids& grids, std::int64_t width);
+                  const RunGrids& grids, Backend& backend, std::int64_t width);
 
   /// Plans on the spot.
   void rows(std::span<const std::int64_t> ids, const Tensor& out) override;
@@ -67,11 +68,14 @@ class LiveFgramSource final : public EmbeddingSource {
 
  private:
   TrieNodes nodes() const { return {plan_->trie.token, plan_->trie.parent, plan_->trie.depth}; }
+  /// The rows of the token embedding that the plan's nodes need, from the ranks that hold them.
+  void fetch_tokens();
   bool shares_tokens() const { return grids_.main.tensor_size() > 1; }
 
   FgramModel& model_;
   TokenTable tokens_;
   const RunGrids& grids_;
+  Backend& backend_;
   std::int64_t width_;
   FgramPlanner planner_;
   RowExchange row_exchange_, token_exchange_;
@@ -79,23 +83,26 @@ class LiveFgramSource final : public EmbeddingSource {
   FgramPlan own_plan_;     // of rows()
   Tensor node_rows_;       // [nodes, width], rows in forward, their gradients in backward
   TokenTable token_rows_;  // [distinct tokens, width] where the token embedding is shared
+  // The fp32 forms of this rank's part of a bf16 token embedding and of its rows, which travel.
+  Tensor own_tokens_, received_tokens_;
   double exchange_seconds_ = 0;
 };
 
 /// The table of a bundle.
 class TableSource final : public EmbeddingSource {
  public:
-  explicit TableSource(const FgramTable& table) : table_(table) {}
-  void rows(std::span<const std::int64_t> ids, const Tensor& out) override {
-    if (!ids.empty()) table_.lookup(ids, out);
-  }
+  TableSource(const FgramTable& table, Backend& backend) : table_(table), backend_(backend) {}
+  void rows(std::span<const std::int64_t> ids, const Tensor& out) override;
 
  private:
   const FgramTable& table_;
+  Backend& backend_;
+  Tensor host_;  // where the device is not the host
 };
 
 /// A buffer of rows that is allocated anew only when it must grow: returns a view of its first
 /// `rows` rows (at least one) of `width`, with whatever content they had.
-Tensor reserve_rows(Tensor& buffer, std::int64_t rows, std::int64_t width);
+Tensor reserve_rows(Tensor& buffer, std::int64_t rows, std::int64_t width, Device device,
+                    DType dtype = DType::fp32);
 
 }  // namespace scone

@@ -74,8 +74,8 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
     const std::int64_t own_first = first + lookup_sequences * grid.data_rank();
     const std::int64_t sequences =
         std::clamp<std::int64_t>(samples - own_first, 0, batch.sequences);
-    const Tensor rows =
-        reserve_rows(row_buffer, static_cast<std::int64_t>(batch.fgrams.size()), width);
+    const Tensor rows = reserve_rows(row_buffer, static_cast<std::int64_t>(batch.fgrams.size()),
+                                     width, model.device());
     if (source != nullptr) source->rows(batch.fgrams, rows);  // also where this rank needs none
     for (std::int64_t begin = 0; begin < sequences; begin += options.microbatch_sequences) {
       const std::int64_t count = std::min(options.microbatch_sequences, sequences - begin);

@@ -73,7 +73,8 @@ std::vector<std::int32_t> generate(LoadedModel& model, std::span<const std::int3
     throw InputError(fmt::format("the prompt has {} tokens, the model's context is {}; shorten it",
                                  prompt.size(), context));
   std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
-  KeyValueCache cache(model.config.main, Device::cpu);
+  const Device device = model.main_parameters->flat_values().device();
+  KeyValueCache cache(model.config.main, device, model.main_parameters->dtype());
   std::vector<float> logits(static_cast<std::size_t>(model.config.vocabulary_size));
   Tensor buffer;
   std::size_t done = 0;  // tokens in the cache
@@ -100,8 +101,8 @@ std::vector<std::int32_t> generate(LoadedModel& model, std::span<const std::int3
           row_of_position[i] = static_cast<std::int32_t>(
               std::lower_bound(distinct.begin(), distinct.end(), fresh[i]) - distinct.begin());
     }
-    const Tensor rows =
-        reserve_rows(buffer, static_cast<std::int64_t>(distinct.size()), model.config.main.width);
+    const Tensor rows = reserve_rows(buffer, static_cast<std::int64_t>(distinct.size()),
+                                     model.config.main.width, device);
     if (!distinct.empty()) model.source->rows(distinct, rows);
     model.main_model->decode(std::span<const std::int32_t>(tokens).subspan(done), row_of_position,
                              rows, cache, logits);

@@ -40,7 +40,7 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
   bundle.load_main_parameters(*model.main_parameters);
   if (bundle.table) {
     model.vocabulary = std::move(bundle.vocabulary);
-    model.source = std::make_unique<TableSource>(*bundle.table);
+    model.source = std::make_unique<TableSource>(*bundle.table, backend);
   }
   return model;
 }
@@ -116,7 +116,7 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
                                    whole_token_table(*model.main_parameters), backend, false);
   model.source = std::make_unique<LiveFgramSource>(*model.vocabulary, *model.fgram_model,
                                                    whole_token_table(*model.main_parameters),
-                                                   *model.grids, model.config.main.width);
+                                                   *model.grids, backend, model.config.main.width);
   return model;
 }
 

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "parallel/error.h"
+#include "trainer/compute_device.h"
 #include "trainer/config_schema.h"
 
 namespace scone {
@@ -162,22 +163,23 @@ void resolve(const ConfigReader& reader, RunConfig& config, int ranks) {
   }
 }
 
-void check_not_built(const ConfigReader& reader) {
+void check_compute(const ConfigReader& reader) {
   const RunConfig& config = reader.config;
-  auto refuse = [&](bool refused, const std::string& key, const std::string& found,
-                    const char* use) {
-    if (refused) reader.fail(key, fmt::format("not built yet: {}; use {}", found, use));
+  const auto refuse = [&](bool refused, const char* key, const char* message) {
+    if (refused) reader.fail(key, message);
   };
-  auto check_choice = [&](const std::string& key, const std::string& value, const char* built,
-                          const char* planned) {
-    if (value == built) return;
-    if (value == planned) refuse(true, key, value, built);
-    reader.fail(key, fmt::format("expected {}, found '{}'", built, value));
-  };
-  check_choice("parallel.communicator", config.parallel.communicator, "mpi", "nccl");
-  check_choice("compute.device", config.compute.device, "cpu", "cuda");
-  check_choice("compute.dtype", config.compute.dtype, "fp32", "bf16");
-  refuse(config.logging.tensorboard, "logging.tensorboard", "true", "false");
+  const bool cuda = config.compute.device == Device::cuda;
+  const bool bf16 = config.compute.dtype == DType::bf16;
+  const bool nccl = config.parallel.communicator == Transport::nccl;
+  refuse(cuda && !built_with_cuda(), "compute.device",
+         "this build has no CUDA; use cpu, or build with -DSCONE_CUDA=ON where nvcc is");
+  refuse(bf16 && !cuda, "compute.dtype", "bf16 needs compute.device cuda; use fp32");
+  refuse(nccl && !cuda, "parallel.communicator", "nccl needs compute.device cuda; use mpi");
+  refuse(nccl && !built_with_nccl(), "parallel.communicator",
+         "this build has no NCCL; use mpi, or build where nccl.h is");
+  refuse(config.optimizer.stochastic_rounding && !bf16, "optimizer.stochastic_rounding",
+         "rounds weights to bf16, but compute.dtype is fp32; use false");
+  refuse(config.logging.tensorboard, "logging.tensorboard", "not built yet: true; use false");
 }
 
 /// "2 and 4", the values nearest to `value` that divide both numbers.
@@ -299,7 +301,7 @@ void check_optimizer(const ConfigReader& reader) {
 
 void validate(const ConfigReader& reader, int ranks) {
   const RunConfig& config = reader.config;
-  check_not_built(reader);
+  check_compute(reader);
   if (config.run.folder.empty()) reader.fail("run.folder", "expected a path, found ''");
   if (config.data.train.empty())
     reader.fail("data.train", "expected a path or a list of paths, found an empty list");

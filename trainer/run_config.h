@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "model/model_config.h"
+#include "model/tensor.h"
 
 namespace scone {
 
 enum class Schedule { cosine, wsd, constant };
+enum class Transport { mpi, nccl };
 enum class BadStep { skip, stop };
 
 /// A grid's sharding as YAML gives it. dp = ranks / tp.
@@ -45,14 +47,14 @@ struct RunConfig {
   ModelConfig model;
   struct {
     GridConfig main, fgram;
-    std::string communicator = "mpi";
+    Transport communicator = Transport::mpi;
     bool overlap = true;
     std::int64_t bucket_elements = 1 << 20;
     double timeout = 600;  // seconds; 0: none
   } parallel;
   struct {
-    std::string device = "cpu";
-    std::string dtype = "fp32";
+    Device device = Device::cpu;
+    DType dtype = DType::fp32;
     int threads = 0;  // of each rank; 0: this node's cores / ranks on it
     Recompute recompute = Recompute::none;
   } compute;
@@ -66,6 +68,7 @@ struct RunConfig {
     std::int64_t warmup_steps = 0;
     double final_lr_ratio = 0.1;
     double decay_fraction = 0.2;  // wsd: last share of the steps in which lr falls
+    bool stochastic_rounding = false;
   } optimizer;
   struct {
     std::int64_t steps = 0;  // exactly one of steps and tokens is given

@@ -21,8 +21,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Adds the seconds since `start` to `sum` and starts anew.
-void lap(Clock::time_point& start, double& sum) {
+/// Adds the seconds since `start` to `sum`, once what was begun since is done, and starts anew.
+void lap(Backend& backend, Clock::time_point& start, double& sum) {
+  backend.synchronize();
   sum += seconds_since(start);
   start = Clock::now();
 }
@@ -42,9 +43,10 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
     return Part{grid.tensor_rank(), grid.tensor_size()};
   };
   const TensorParallel main_tp(grids_.main.tensor(), config_.parallel.main.sequence_parallel);
-  main_parameters_ =
-      ParameterSet(main_parameter_specs(model), backend.device(), true, part_of(grids_.main));
-  main_parameters_.initialise(config_.run.seed);
+  const DType dtype = config_.compute.dtype;
+  main_parameters_ = ParameterSet(main_parameter_specs(model), backend.device(), true,
+                                  part_of(grids_.main), dtype);
+  main_parameters_.initialise(config_.run.seed, backend);
   main_model_ = std::make_unique<MainModel>(
       model, main_parameters_, backend,
       MainModelOptions{.max_positions = config_.trainer.microbatch_tokens,
@@ -56,13 +58,13 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
   if (data_.vocabulary) {
     const TensorParallel fgram_tp(grids_.fgram.tensor(), config_.parallel.fgram.sequence_parallel);
     const TokenTable tokens = whole_token_table(main_parameters_);
-    fgram_parameters_ =
-        ParameterSet(fgram_parameter_specs(model), backend.device(), true, part_of(grids_.fgram));
-    fgram_parameters_.initialise(config_.run.seed);
+    fgram_parameters_ = ParameterSet(fgram_parameter_specs(model), backend.device(), true,
+                                     part_of(grids_.fgram), dtype);
+    fgram_parameters_.initialise(config_.run.seed, backend);
     fgram_model_ =
         std::make_unique<FgramModel>(model, fgram_parameters_, tokens, backend, true, fgram_tp);
-    fgrams_ =
-        std::make_unique<LiveFgramSource>(*data_.vocabulary, *fgram_model_, tokens, grids_, width_);
+    fgrams_ = std::make_unique<LiveFgramSource>(*data_.vocabulary, *fgram_model_, tokens, grids_,
+                                                backend, width_);
     fgram_optimizer_ = std::make_unique<DistributedOptimizer>(
         fgram_parameters_, grids_.fgram, backend, optimizer_settings(config_.parallel.fgram));
     planner_ = std::make_unique<FgramPlanner>(*data_.vocabulary, world, grids_.main, grids_.fgram);
@@ -89,7 +91,9 @@ OptimizerSettings Trainer::optimizer_settings(const GridConfig& grid) const {
           .zero = grid.zero > 0,
           .sequence_parallel = grid.sequence_parallel,
           .overlap = config_.parallel.overlap,
-          .bucket_elements = config_.parallel.bucket_elements};
+          .bucket_elements = config_.parallel.bucket_elements,
+          .stochastic_rounding = config_.optimizer.stochastic_rounding,
+          .seed = config_.run.seed};
 }
 
 BatchStreamOptions Trainer::stream_options() const {
@@ -113,12 +117,12 @@ StepMetrics Trainer::train_step() {
   const std::int64_t own_targets = grids_.main.tensor_rank() == 0 ? batch.local_targets : 0;
   const std::int64_t targets =
       std::max<std::int64_t>(1, world_.all_reduce_value(own_targets, ReduceOp::sum));
-  main_parameters_.zero_gradients();
+  backend_.zero(main_parameters_.flat_gradients());
   if (has_fgrams()) {
-    fgram_parameters_.zero_gradients();
+    backend_.zero(fgram_parameters_.flat_gradients());
     auto start = Clock::now();
     fgrams_->compute(batch.plan);
-    lap(start, metrics.fgram_seconds);
+    lap(backend_, start, metrics.fgram_seconds);
     metrics.fgram_seconds -= fgrams_->exchange_seconds();
   }
   const double loss_sum =
@@ -145,8 +149,9 @@ double Trainer::run_main_model(const Batch& batch, float loss_scale, StepMetrics
   const Phase phase("main model");
   auto start = Clock::now();
   const auto distinct = static_cast<std::int64_t>(batch.fgrams.size());
-  const Tensor rows = reserve_rows(rows_buffer_, distinct, width_);
-  const Tensor row_gradients = reserve_rows(row_gradients_buffer_, distinct, width_);
+  const Tensor rows = reserve_rows(rows_buffer_, distinct, width_, backend_.device());
+  const Tensor row_gradients =
+      reserve_rows(row_gradients_buffer_, distinct, width_, backend_.device());
   backend_.zero(row_gradients);
   const std::int64_t length = batch.length;
   const std::int64_t microbatch = config_.trainer.microbatch_tokens / length;
@@ -182,7 +187,7 @@ double Trainer::run_main_model(const Batch& batch, float loss_scale, StepMetrics
       fgrams_->receive_rows(BatchCells::used_later, BatchCells::used_later, rows);
   }
   if (has_fgrams()) fgrams_->send_gradients(BatchCells::done_early, 0, row_gradients);
-  lap(start, metrics.main_seconds);
+  lap(backend_, start, metrics.main_seconds);
   if (has_fgrams()) metrics.main_seconds -= fgrams_->exchange_seconds() - exchange_before;
   return loss_sum;
 }
@@ -195,7 +200,7 @@ void Trainer::backward_fgrams(StepMetrics& metrics) {
     fgram_optimizer_->poll();
     fgram_optimizer_->gradients_final(offset);
   });
-  lap(start, metrics.fgram_seconds);
+  lap(backend_, start, metrics.fgram_seconds);
   metrics.fgram_seconds -= fgrams_->exchange_seconds() - exchange_before;
   metrics.exchange_seconds = fgrams_->exchange_seconds();
 }
@@ -210,7 +215,7 @@ void Trainer::reduce(const Batch& batch, double loss_sum, std::int64_t targets,
     fgram_optimizer_->finish_reduction();
     squared_norm += fgram_optimizer_->squared_norm();
   }
-  lap(start, metrics.reduction_seconds);
+  lap(backend_, start, metrics.reduction_seconds);
   const auto number = [](std::int64_t count) { return static_cast<double>(count); };
   const double limit = config_.run.time_limit;
   const bool out_of_time = limit > 0 && seconds_since(start_) > limit;
@@ -287,7 +292,8 @@ TrainingResult Trainer::run() {
   const std::int64_t total = config_.total_steps();
   const std::int64_t first_step = step_;
   world_.barrier();
-  peak_ = world_.all_reduce_value(measure_matrix_peak(backend_), ReduceOp::sum);
+  peak_ = world_.all_reduce_value(measure_matrix_peak(backend_, main_parameters_.dtype()),
+                                  ReduceOp::sum);
   print_start(peak_);
   if (world_.rank() == 0)
     metrics_log_ = std::make_unique<MetricsLog>(

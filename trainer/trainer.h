@@ -78,7 +78,7 @@ class Trainer {
   void report_save();
   CheckpointManifest manifest() const;
   /// Boxes of parameters and moments; see DistributedOptimizer::state.
-  std::vector<TensorSlice> state(bool for_writing, bool with_fgrams) const;
+  std::vector<TensorSlice> state(bool for_writing, bool with_fgrams);
   OptimizerSettings optimizer_settings(const GridConfig& grid) const;
   BatchStreamOptions stream_options() const;
   // The parts of train_step, in order; each adds its seconds to the metrics.

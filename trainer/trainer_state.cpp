@@ -32,7 +32,7 @@ void expect_equal(const std::filesystem::path& checkpoint, const std::string& wh
 
 }  // namespace
 
-std::vector<TensorSlice> Trainer::state(bool for_writing, bool with_fgrams) const {
+std::vector<TensorSlice> Trainer::state(bool for_writing, bool with_fgrams) {
   std::vector<TensorSlice> slices = main_optimizer_->state(for_writing);
   if (with_fgrams) {
     const auto of_fgrams = fgram_optimizer_->state(for_writing);
@@ -148,6 +148,8 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
       expect("fgrams.vocabulary", saved.fgrams.at("fingerprint"), own.fgrams.at("fingerprint"));
   }
   read_slices(checkpoint, state(false, both_have_fgrams));
+  main_optimizer_->take_state();
+  if (both_have_fgrams) fgram_optimizer_->take_state();
   step_ = saved.step;
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
@@ -174,13 +176,18 @@ void Trainer::print_start(double peak) const {
   }
   spdlog::info(text);
 
-  const std::size_t main_bytes = main_parameters_.flat_values().bytes();
-  const std::size_t fgram_bytes = has_fgrams() ? fgram_parameters_.flat_values().bytes() : 0;
+  const auto values_of = [](const ParameterSet& parameters) {
+    return parameters.flat_values().bytes() + parameters.flat_working().bytes();
+  };
+  const std::size_t main_bytes = values_of(main_parameters_),
+                    fgram_bytes = values_of(fgram_parameters_);
   const std::size_t adam_main = main_optimizer_->moment_bytes();
   const std::size_t adam_fgram = has_fgrams() ? fgram_optimizer_->moment_bytes() : 0;
-  const std::size_t gradients_main = main_bytes + main_optimizer_->gradient_bytes();
+  const std::size_t gradients_main =
+      main_parameters_.flat_gradients().bytes() + main_optimizer_->gradient_bytes();
   const std::size_t gradients_fgram =
-      has_fgrams() ? fgram_bytes + fgram_optimizer_->gradient_bytes() : 0;
+      has_fgrams() ? fgram_parameters_.flat_gradients().bytes() + fgram_optimizer_->gradient_bytes()
+                   : 0;
   const std::size_t activations_main = main_model_->activation_bytes();
   const std::size_t activations_fgram = has_fgrams() ? fgram_model_->activation_bytes() : 0;
   std::string table = fmt::format("memory of each rank, MiB {:>14}{:>14}", "main", "f-gram");

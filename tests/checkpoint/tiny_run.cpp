@@ -121,10 +121,10 @@ TinyRun::TinyRun(const fs::path& where, bool baseline) : folder(where) {
   config.fgram.context = 4;
   config.fgram_chunk_nodes = 64;
   main_parameters = ParameterSet(main_parameter_specs(config), Device::cpu);
-  main_parameters.initialise(11);
+  main_parameters.initialise(11, cpu_backend());
   if (!baseline) {
     fgram_parameters = ParameterSet(fgram_parameter_specs(config), Device::cpu);
-    fgram_parameters.initialise(12);
+    fgram_parameters.initialise(12, cpu_backend());
   }
   CheckpointManifest manifest;
   manifest.step = 100;

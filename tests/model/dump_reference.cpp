@@ -74,7 +74,8 @@ void dump(const ModelCase& model_case, const std::filesystem::path& folder) {
     for (const std::int32_t target : batch.targets) targets += target >= 0 ? 1 : 0;
     const double loss = model.forward_backward(batch, 1.0F / static_cast<float>(targets));
     double squares = 0;
-    for (const ParameterSet* set : sets) squares += backend.squared_norm(set->flat_gradients());
+    for (const ParameterSet* set : sets)
+      squares += backend.squared_norm(std::vector<Tensor>{set->flat_gradients()});
     const double norm = std::sqrt(squares);
     json["steps"].push_back(to_json(batch));
     json["losses"].push_back(loss / static_cast<double>(targets));
@@ -84,14 +85,14 @@ void dump(const ModelCase& model_case, const std::filesystem::path& folder) {
                     kBeta1,
                     kBeta2,
                     kEps,
-                    0.0F,
+                    kWeightDecay,
                     step,
                     static_cast<float>(std::min(1.0, kClip / norm))};
     std::size_t at = 0;
     for (ParameterSet* set : sets) {
       for (std::size_t i = 0; i < set->size(); ++i, ++at) {
-        adamw.weight_decay = set->spec(i).weight_decay ? kWeightDecay : 0.0F;
-        backend.adamw(set->value(i), set->gradient(i), m[at], v[at], adamw);
+        const AdamwRange all{0, 0, set->value(i).elements(), set->spec(i).weight_decay};
+        backend.adamw({set->value(i), set->gradient(i), m[at], v[at], {}}, {&all, 1}, adamw);
       }
     }
   }

@@ -63,25 +63,30 @@ reference::Batch random_batch(const ModelConfig& config, std::uint64_t seed) {
   return batch;
 }
 
-SconeModel::SconeModel(const ModelConfig& model, const reference::Batch& batch, std::uint64_t seed)
+SconeModel::SconeModel(const ModelConfig& model, const reference::Batch& batch, std::uint64_t seed,
+                       Backend& device, DType dtype)
     : config(model),
-      main_parameters(main_parameter_specs(model), Device::cpu),
-      fgram_parameters(fgram_parameter_specs(model), Device::cpu) {
+      backend(device),
+      main_parameters(main_parameter_specs(model), device.device(), true, {}, dtype),
+      fgram_parameters(fgram_parameter_specs(model), device.device(), true, {}, dtype) {
   for (ParameterSet* set : {&main_parameters, &fgram_parameters}) {
     for (std::size_t i = 0; i < set->size(); ++i) {
       const ParameterSpec& spec = set->spec(i);
-      counter_normal(seed, spec.name, 0, set->value(i).span<float>());
+      std::vector<float> values(static_cast<std::size_t>(set->value(i).elements()));
+      counter_normal(seed, spec.name, 0, values);
       const auto mean = static_cast<float>(spec.init_mean);
-      for (float& value : set->value(i).span<float>()) value = mean + 0.3F * value;
+      for (float& value : values) value = mean + 0.3F * value;
+      backend.upload(values, set->flat_values().rows(set->offset(i), set->value(i).elements()));
     }
+    set->refresh_working(backend);
   }
   use(batch);
   const std::int64_t positions = batch.sequences * batch.length;
   main =
-      std::make_unique<MainModel>(config, main_parameters, cpu_backend(),
+      std::make_unique<MainModel>(config, main_parameters, backend,
                                   MainModelOptions{.max_positions = positions, .training = true});
   fgram = std::make_unique<FgramModel>(config, fgram_parameters, whole_token_table(main_parameters),
-                                       cpu_backend(), true);
+                                       backend, true);
 }
 
 void SconeModel::use(const reference::Batch& batch) {
@@ -104,8 +109,8 @@ void SconeModel::use(const reference::Batch& batch) {
   for (const auto& match : batch.match) {
     row_of_position.push_back(match.empty() ? -1 : place.at(match));
   }
-  rows = Tensor::zeros({nodes().size(), config.main.width});
-  row_gradients = Tensor::zeros({nodes().size(), config.main.width});
+  for (Tensor* tensor : {&rows, &row_gradients})
+    *tensor = Tensor::zeros({nodes().size(), config.main.width}, DType::fp32, backend.device());
 }
 
 MicroBatch SconeModel::microbatch(const reference::Batch& batch) const {
@@ -119,9 +124,9 @@ double SconeModel::forward(const reference::Batch& batch, std::span<float> losse
 }
 
 double SconeModel::forward_backward(const reference::Batch& batch, float loss_scale) {
-  main_parameters.zero_gradients();
-  fgram_parameters.zero_gradients();
-  cpu_backend().zero(row_gradients);
+  for (const Tensor& gradients :
+       {main_parameters.flat_gradients(), fgram_parameters.flat_gradients(), row_gradients})
+    backend.zero(gradients);
   fgram->forward(nodes(), rows);
   const double total = main->forward_backward(microbatch(batch), rows, row_gradients, loss_scale);
   fgram->backward(nodes(), row_gradients);

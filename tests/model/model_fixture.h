@@ -25,9 +25,10 @@ inline void PrintTo(const ModelCase& model_case, std::ostream* out) { *out << mo
 /// missing and matches of 2 to K tokens at about half of the positions.
 reference::Batch random_batch(const ModelConfig& config, std::uint64_t seed);
 
-/// Both models on a batch, as a training step runs them.
+/// Both models on a batch, as a training step runs them, on any backend.
 struct SconeModel {
   ModelConfig config;
+  Backend& backend;
   ParameterSet main_parameters, fgram_parameters;
   std::unique_ptr<MainModel> main;
   std::unique_ptr<FgramModel> fgram;
@@ -36,7 +37,8 @@ struct SconeModel {
   Tensor rows, row_gradients;
 
   /// Random values for every parameter, biases and gains included.
-  SconeModel(const ModelConfig& model, const reference::Batch& batch, std::uint64_t seed);
+  SconeModel(const ModelConfig& model, const reference::Batch& batch, std::uint64_t seed,
+             Backend& device = cpu_backend(), DType dtype = DType::fp32);
   /// Makes the trie of a batch's matches, and rows for it.
   void use(const reference::Batch& batch);
   TrieNodes nodes() const { return {token, parent, depth}; }

@@ -14,35 +14,74 @@ std::size_t at(std::int64_t row, std::int64_t width, std::int64_t column) {
   return static_cast<std::size_t>(row * width + column);
 }
 
-Tensor integers(Backend& backend, const std::vector<std::int32_t>& values) {
-  Tensor tensor =
-      Tensor::zeros({static_cast<std::int64_t>(values.size())}, DType::int32, backend.device());
-  backend.upload(values, tensor);
-  return tensor;
+/// A tensor that the forward pass makes for the backward pass.
+std::shared_ptr<Tensor> saved_tensor() { return std::make_shared<Tensor>(); }
+Tensor make_fp32(Backend& backend, Shape shape) {
+  return Tensor::zeros(std::move(shape), DType::fp32, backend.device());
 }
 
 OpCase linear_case() {
   const std::int64_t in = 37, out = 19;
-  return {"linear",
-          {{kRows, in}, {out, in}, {out}, {kRows, out}},
-          {kRows, out},
-          kRows,
-          [](Backend& b, const Inputs& x, const Tensor& y) {
-            b.linear(x[0], x[1], x[2], x[3], y, kRows);
+  return {
+      "linear",
+      {{{kRows, in}}, {{out, in}, OpRole::parameter}, {{out}, OpRole::parameter}, {{kRows, out}}},
+      {{kRows, out}},
+      kRows,
+      [](Backend& b, const Inputs& x, const Tensor& y) {
+        b.linear(x[0], x[1], x[2], x[3], y, kRows);
+      },
+      [](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
+        b.linear_backward_input(dy, x[1], dx[0], false, kRows);
+        b.linear_backward_weight(dy, x[0], dx[1], dx[2], kRows);
+        b.copy(dy, dx[3]);
+      },
+      [=](const References& x) {
+        Doubles y = x[3];
+        for (std::int64_t i = 0; i < kRows; ++i) {
+          for (std::int64_t o = 0; o < out; ++o) {
+            y[at(i, out, o)] += x[2][at(0, out, o)];
+            for (std::int64_t j = 0; j < in; ++j) {
+              y[at(i, out, o)] += x[0][at(i, in, j)] * x[1][at(o, in, j)];
+            }
+          }
+        }
+        return y;
+      }};
+}
+
+/// Through the gelu by its own backward operation, and through a second layer by the fused one.
+OpCase linear_gelu_case() {
+  const std::int64_t in = 24, inner = 40, out = 16;
+  auto pre = saved_tensor(), hidden = saved_tensor();
+  return {"linear_gelu",
+          {{{kRows, in}},
+           {{inner, in}, OpRole::parameter},
+           {{inner}, OpRole::parameter},
+           {{out, inner}, OpRole::parameter}},
+          {{kRows, out}},
+          2 * kRows,
+          [=](Backend& b, const Inputs& x, const Tensor& y) {
+            *pre = Tensor::zeros({kRows, inner}, x[0].dtype(), b.device());
+            *hidden = Tensor::zeros({kRows, inner}, x[0].dtype(), b.device());
+            b.linear_gelu(x[0], x[1], x[2], *pre, *hidden, kRows);
+            b.linear(*hidden, x[3], {}, {}, y, kRows);
           },
-          [](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
-            b.linear_backward_input(dy, x[1], dx[0], false, kRows);
-            b.linear_backward_weight(dy, x[0], dx[1], dx[2], kRows);
-            b.copy(dy, dx[3]);
+          [=](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
+            const Tensor d_pre = Tensor::zeros({kRows, inner}, x[0].dtype(), b.device());
+            b.linear_backward_weight(dy, *hidden, dx[3], {}, kRows);
+            b.linear_gelu_backward_input(dy, x[3], *pre, d_pre, kRows);
+            b.linear_backward_weight(d_pre, x[0], dx[1], dx[2], kRows);
+            b.linear_backward_input(d_pre, x[1], dx[0], false, kRows);
           },
           [=](const References& x) {
-            Doubles y = x[3];
+            Doubles y(static_cast<std::size_t>(kRows * out), 0.0);
             for (std::int64_t i = 0; i < kRows; ++i) {
-              for (std::int64_t o = 0; o < out; ++o) {
-                y[at(i, out, o)] += x[2][at(0, out, o)];
-                for (std::int64_t j = 0; j < in; ++j) {
-                  y[at(i, out, o)] += x[0][at(i, in, j)] * x[1][at(o, in, j)];
-                }
+              for (std::int64_t k = 0; k < inner; ++k) {
+                double v = x[2][at(0, inner, k)];
+                for (std::int64_t j = 0; j < in; ++j) v += x[0][at(i, in, j)] * x[1][at(k, in, j)];
+                v *= 0.5 * (1 + std::tanh(0.79788456080286536 * (v + 0.044715 * v * v * v)));
+                for (std::int64_t o = 0; o < out; ++o)
+                  y[at(i, out, o)] += v * x[3][at(o, inner, k)];
               }
             }
             return y;
@@ -51,12 +90,13 @@ OpCase linear_case() {
 
 OpCase norm_case(NormKind kind, const std::string& name) {
   const std::int64_t width = 21;
-  auto statistics = std::make_shared<Tensor>(Tensor::zeros({kRows, 2}));
+  auto statistics = saved_tensor();
   return {name,
-          {{kRows, width}, {width}, {width}},
-          {kRows, width},
+          {{{kRows, width}}, {{width}, OpRole::parameter}, {{width}, OpRole::parameter}},
+          {{kRows, width}},
           kRows,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
+            *statistics = make_fp32(b, {kRows, 2});
             b.norm(kind, x[0], x[1], x[2], y, *statistics, kRows);
           },
           [=](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
@@ -83,8 +123,8 @@ OpCase norm_case(NormKind kind, const std::string& name) {
 
 OpCase gelu_case() {
   return {"gelu",
+          {{{kRows}}},
           {{kRows}},
-          {kRows},
           16,
           [](Backend& b, const Inputs& x, const Tensor& y) { b.gelu(x[0], y, kRows); },
           [](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
@@ -101,8 +141,8 @@ OpCase gelu_case() {
 
 OpCase swiglu_case() {
   return {"swiglu",
-          {{kRows}, {kRows}},
-          {kRows},
+          {{{kRows}}, {{kRows}}},
+          {{kRows}},
           16,
           [](Backend& b, const Inputs& x, const Tensor& y) { b.swiglu(x[0], x[1], y, kRows); },
           [](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
@@ -153,12 +193,13 @@ OpCase causal_attention_case() {
     const std::int32_t place = i % static_cast<std::int32_t>(kRows);
     start->push_back(place < 70 ? 0 : place < 90 ? 70 : 90);
   }
-  auto saved = std::make_shared<Tensor>(Tensor::zeros({2 * kRows, 2}));
+  auto saved = saved_tensor();
   return {"causal_attention",
-          {{2 * kRows, 36}},
-          {2 * kRows, 12},
+          {{{2 * kRows, 36}}},
+          {{2 * kRows, 12}},
           kRows,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
+            *saved = make_fp32(b, {2 * kRows, 2});
             b.causal_attention(shape, x[0], integers(b, *start), y, *saved);
           },
           [=](Backend& b, const Inputs& x, const Tensor& y, const Tensor& dy, const Inputs& dx) {
@@ -187,12 +228,13 @@ OpCase trie_attention_case() {
     }
     parent->push_back(up);
   }
-  auto saved = std::make_shared<Tensor>(Tensor::zeros({nodes, 2}));
+  auto saved = saved_tensor();
   return {"trie_attention",
-          {{nodes, 36}},
-          {nodes, 12},
+          {{{nodes, 36}}},
+          {{nodes, 12}},
           64,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
+            *saved = make_fp32(b, {nodes, 2});
             b.trie_attention(shape, x[0], integers(b, *parent), y, *saved);
           },
           [=](Backend& b, const Inputs& x, const Tensor& y, const Tensor& dy, const Inputs& dx) {
@@ -211,8 +253,8 @@ OpCase rope_case() {
   std::vector<std::int32_t> positions;
   for (std::int32_t i = 0; i < kRows; ++i) positions.push_back((i * 5) % 40);
   return {"rope",
+          {{{kRows, 24}}},
           {{kRows, 24}},
-          {kRows, 24},
           8,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
             b.copy(x[0], y);
@@ -251,8 +293,10 @@ OpCase embed_case(CombineKind combine, const std::string& name) {
     return EmbeddingInput{integers(b, tokens), integers(b, positions), integers(b, rows), combine};
   };
   return {name,
-          {{11, width}, {9, width}, {7, width}},
-          {kRows, width},
+          {{{11, width}, OpRole::parameter},
+           {{9, width}, OpRole::parameter},
+           {{7, width}, OpRole::fp32}},
+          {{kRows, width}},
           kRows,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
             b.embed(input(b), x[0], x[1], x[2], y, kRows);
@@ -290,11 +334,13 @@ OpCase embed_part_case(CombineKind combine, const std::string& name) {
     return EmbeddingInput{integers(b, tokens), integers(b, positions), integers(b, rows), combine};
   };
   return {name,
-          {{11, width}, {9, width}, {7, width}},
-          {kRows, width},
+          {{{11, width}, OpRole::parameter},
+           {{9, width}, OpRole::parameter},
+           {{7, width}, OpRole::fp32}},
+          {{kRows, width}},
           kRows,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
-            for (float& value : y.span<float>()) value = 1e9F;  // is overwritten
+            b.upload(std::vector<float>(static_cast<std::size_t>(y.elements()), 1e9F), y);
             b.embed(input(b), x[0], x[1], x[2], y, kRows);
           },
           [=](Backend& b, const Inputs&, const Tensor&, const Tensor& dy, const Inputs& dx) {
@@ -324,18 +370,18 @@ OpCase cross_entropy_case() {
   for (std::int32_t i = 0; i < kRows; ++i) targets.push_back(i % 5 == 0 ? -1 : (i * 3) % 29);
   // The operation itself takes one factor for all rows, so the output is the sum of losses.
   return {"cross_entropy",
-          {{kRows, classes}},
-          {1},
+          {{{kRows, classes}}},
+          {{1}, OpRole::fp32},
           kRows,
           [=](Backend& b, const Inputs& x, const Tensor& y) {
-            const Tensor losses = Tensor::zeros({kRows});
+            const Tensor losses = make_fp32(b, {kRows});
             b.cross_entropy(x[0], integers(b, targets), losses, false, 0.0F, kRows);
-            y.span<float>()[0] = static_cast<float>(b.sum(losses));
+            b.upload(std::vector<float>{static_cast<float>(b.sum(losses))}, y);
           },
           [=](Backend& b, const Inputs& x, const Tensor&, const Tensor& dy, const Inputs& dx) {
             b.copy(x[0], dx[0]);
-            b.cross_entropy(dx[0], integers(b, targets), Tensor::zeros({kRows}), true,
-                            dy.span<float>()[0], kRows);
+            b.cross_entropy(dx[0], integers(b, targets), make_fp32(b, {kRows}), true,
+                            values_of(b, dy)[0], kRows);
           },
           [=](const References& x) {
             double total = 0;
@@ -349,10 +395,54 @@ OpCase cross_entropy_case() {
           }};
 }
 
+/// Rows to where an index says; adding: several of them to one place.
+OpCase rows_case(bool adding, const std::string& name) {
+  const std::int64_t width = 36, targets = adding ? 17 : 2 * kRows;
+  std::vector<std::int32_t> index;
+  for (std::int32_t i = 0; i < kRows; ++i)
+    index.push_back(adding ? (i % 3 == 0 ? 5 : (i * i) % 17)
+                           : (i * 7) % static_cast<std::int32_t>(2 * kRows));
+  return {name,
+          {{{kRows, width}, OpRole::fp32}},
+          {{targets, width}, OpRole::fp32},
+          kRows,
+          [=](Backend& b, const Inputs& x, const Tensor& y) {
+            b.zero(y);
+            if (adding)
+              b.scatter_add_rows(x[0], integers(b, index), y, kRows);
+            else
+              b.scatter_rows(x[0], integers(b, index), y, kRows);
+          },
+          [=](Backend& b, const Inputs&, const Tensor&, const Tensor& dy, const Inputs& dx) {
+            b.gather_rows(dy, integers(b, index), dx[0], kRows);
+          },
+          [=](const References& x) {
+            Doubles y(static_cast<std::size_t>(targets * width), 0.0);
+            for (std::int64_t i = 0; i < kRows; ++i)
+              for (std::int64_t j = 0; j < width; ++j)
+                y[at(index[static_cast<std::size_t>(i)], width, j)] += x[0][at(i, width, j)];
+            return y;
+          }};
+}
+
 }  // namespace
+
+Tensor integers(Backend& backend, const std::vector<std::int32_t>& values) {
+  Tensor tensor =
+      Tensor::zeros({static_cast<std::int64_t>(values.size())}, DType::int32, backend.device());
+  backend.upload(values, tensor);
+  return tensor;
+}
+
+std::vector<float> values_of(Backend& backend, const Tensor& tensor) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+  backend.download(tensor, values);
+  return values;
+}
 
 std::vector<OpCase> op_cases() {
   return {linear_case(),
+          linear_gelu_case(),
           norm_case(NormKind::layernorm, "layernorm"),
           norm_case(NormKind::rmsnorm, "rmsnorm"),
           gelu_case(),
@@ -364,7 +454,9 @@ std::vector<OpCase> op_cases() {
           embed_case(CombineKind::add, "embed_add"),
           embed_part_case(CombineKind::replace, "embed_part_replace"),
           embed_part_case(CombineKind::add, "embed_part_add"),
-          cross_entropy_case()};
+          cross_entropy_case(),
+          rows_case(false, "scatter_rows"),
+          rows_case(true, "scatter_add_rows")};
 }
 
 }  // namespace scone

@@ -179,7 +179,7 @@ TEST_P(TensorParallelTest, MainModel) {
     const reference::Batch batch = cut(batch_, sequences, length);
     SconeModel whole(config_, batch, 3);
     std::vector<float> losses(batch.tokens.size());
-    whole.main_parameters.zero_gradients();
+    cpu_backend().zero(whole.main_parameters.flat_gradients());
     whole.fgram->forward(whole.nodes(), whole.rows);
     whole.main->forward(whole.microbatch(batch), whole.rows, losses);
     const double loss = whole.main->forward_backward(whole.microbatch(batch), whole.rows,
@@ -230,8 +230,8 @@ TEST_P(TensorParallelTest, FgramModel) {
     const reference::Batch batch = cut(batch_, sequences, length);
     SconeModel whole(config_, batch, 3);
     if (whole.nodes().size() == 0) continue;
-    whole.main_parameters.zero_gradients();
-    whole.fgram_parameters.zero_gradients();
+    cpu_backend().zero(whole.main_parameters.flat_gradients());
+    cpu_backend().zero(whole.fgram_parameters.flat_gradients());
     whole.fgram->forward(whole.nodes(), whole.rows);
     counter_normal(9, "row gradients", 0, whole.row_gradients.span<float>());
     whole.fgram->backward(whole.nodes(), whole.row_gradients);

@@ -21,6 +21,14 @@ TEST(MpiCommunicator, Groups) {
   check_groups(*world);
 }
 
+// All ranks of a test run are on one node.
+TEST(MpiCommunicator, PlaceOnTheNode) {
+  const auto world = make_mpi_communicator();
+  const NodePlace place = mpi_node_place();
+  EXPECT_EQ(place.rank, world->rank());
+  EXPECT_EQ(place.size, world->size());
+}
+
 TEST(MpiCommunicator, EveryCollectiveIsWatched) {
   const auto world = make_mpi_communicator();
   if (world->size() > 1) check_waits_are_watched(*world);

@@ -60,7 +60,7 @@ std::vector<Counts> slice_counts(int ranks) {
   return cases;
 }
 
-void check_scattered_slices(Communicator& group) {
+void check_scattered_slices(Communicator& group, const TestMemory& memory) {
   const auto rank = static_cast<std::size_t>(group.rank());
   for (const Counts& counts : slice_counts(group.size())) {
     const auto elements = static_cast<std::size_t>(total(counts));
@@ -68,19 +68,24 @@ void check_scattered_slices(Communicator& group) {
         static_cast<std::size_t>(total({counts.begin(), counts.begin() + group.rank()}));
     const auto own = static_cast<std::size_t>(counts[rank]);
     const auto values = values_of(group.rank(), elements);
-    std::vector<float> slice(own, -1.0f), pending_slice(own, -1.0f);
-    group.reduce_scatter(values, counts, slice);
-    group.start_reduce_scatter(values, counts, pending_slice)->wait();
+    const std::vector<float> unset(own, -1.0f);
+    TestBuffer<float> input(memory, values), sums(memory, unset), pending_sums(memory, unset);
+    const std::span<const float> input_span = input.span();
+    group.reduce_scatter(input_span, counts, sums.span());
+    group.start_reduce_scatter(input_span, counts, pending_sums.span())->wait();
+    const auto slice = sums.values();
     std::int64_t wrong = 0;
     for (std::size_t i = 0; i < own; ++i)
       wrong += slice[i] != sum_of_ranks(group.size(), begin + i);
     EXPECT_EQ(wrong, 0) << "of " << own;
-    EXPECT_EQ(slice, pending_slice);
-    EXPECT_EQ(values, values_of(group.rank(), elements)) << "reduce_scatter changed its input";
+    EXPECT_EQ(slice, pending_sums.values());
+    EXPECT_EQ(input.values(), values) << "reduce_scatter changed its input";
 
-    std::vector<float> gathered(elements, -1.0f);
-    std::copy(slice.begin(), slice.end(), gathered.begin() + static_cast<std::ptrdiff_t>(begin));
-    group.all_gather(gathered, counts);
+    std::vector<float> shown(elements, -1.0f);
+    std::copy(slice.begin(), slice.end(), shown.begin() + static_cast<std::ptrdiff_t>(begin));
+    TestBuffer<float> gather(memory, shown);
+    group.all_gather(gather.span(), counts);
+    const auto gathered = gather.values();
     wrong = 0;
     for (std::size_t i = 0; i < elements; ++i)
       wrong += gathered[i] != sum_of_ranks(group.size(), i);
@@ -89,70 +94,89 @@ void check_scattered_slices(Communicator& group) {
 }
 
 /// Sums that depend on the order of the ranks: the same on all of them, and again.
-void check_sums_are_reproducible(Communicator& group) {
+void check_sums_are_reproducible(Communicator& group, const TestMemory& memory) {
+  auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  };
   for (const std::size_t count : {std::size_t{5}, std::size_t{3000}, std::size_t{2500000}}) {
     std::vector<float> own(count);
     for (std::size_t i = 0; i < count; ++i)
       own[i] = 1.0f / (1.0f + value(group.rank(), i)) + 1e-3f * value(group.rank(), i / 3);
-    auto sum = own, again = own, pending = own, pending_again = own;
-    group.all_reduce(sum, ReduceOp::sum);
-    group.start_all_reduce_sum(pending)->wait();
-    group.all_reduce(again, ReduceOp::sum);
-    group.start_all_reduce_sum(pending_again)->wait();
-    EXPECT_EQ(std::memcmp(sum.data(), again.data(), count * sizeof(float)), 0) << count;
-    EXPECT_EQ(std::memcmp(pending.data(), pending_again.data(), count * sizeof(float)), 0) << count;
-    for (auto* result : {&sum, &pending}) {
-      auto first = *result;
+    auto reduced = [&](bool pending) {
+      TestBuffer<float> buffer(memory, own);
+      if (pending)
+        group.start_all_reduce_sum(buffer.span())->wait();
+      else
+        group.all_reduce(buffer.span(), ReduceOp::sum);
+      return buffer.values();
+    };
+    for (const bool pending : {false, true}) {
+      const auto sum = reduced(pending);
+      EXPECT_TRUE(same(sum, reduced(pending))) << count;
+      auto first = sum;
       group.broadcast(std::as_writable_bytes(std::span(first)), 0);
-      EXPECT_EQ(std::memcmp(first.data(), result->data(), count * sizeof(float)), 0)
+      EXPECT_TRUE(same(first, sum))
           << count << " elements differ between rank 0 and rank " << group.rank();
     }
-    std::vector<float> slice;
     Counts counts(static_cast<std::size_t>(group.size()), 0);
     counts.back() = static_cast<std::int64_t>(count);
-    if (group.rank() == group.size() - 1) slice.resize(count);
-    group.reduce_scatter(own, counts, slice);
-    auto slice_again = slice;
-    group.reduce_scatter(own, counts, slice_again);
-    EXPECT_EQ(slice, slice_again);
+    TestBuffer<float> values(memory, own);
+    auto slice = [&] {
+      TestBuffer<float> buffer(memory,
+                               std::vector<float>(group.rank() == group.size() - 1 ? count : 0));
+      group.reduce_scatter(std::span<const float>(values.span()), counts, buffer.span());
+      return buffer.values();
+    };
+    const auto once = slice();
+    EXPECT_TRUE(same(once, slice()));
   }
 }
 
 /// An all_to_all of `width` elements to every rank, made distinct by `salt`.
 struct Exchange {
-  Exchange(Communicator& group, std::int64_t width, std::int64_t salt)
-      : counts(static_cast<std::size_t>(group.size()), width) {
+  Exchange(Communicator& group, std::int64_t width, std::int64_t salt, const TestMemory& memory)
+      : counts(static_cast<std::size_t>(group.size()), width),
+        sent(memory, sent_values(group, width, salt)),
+        received(memory, std::vector<std::int64_t>(sent.span().size(), -1)) {
     for (int r = 0; r < group.size(); ++r)
-      for (std::int64_t i = 0; i < width; ++i) {
-        sent.push_back(salt * 1000000 + group.rank() * 1000 + r * 100 + i % 100);
+      for (std::int64_t i = 0; i < width; ++i)
         expected.push_back(salt * 1000000 + r * 1000 + group.rank() * 100 + i % 100);
-      }
-    received.resize(sent.size(), -1);
+  }
+  static std::vector<std::int64_t> sent_values(Communicator& group, std::int64_t width,
+                                               std::int64_t salt) {
+    std::vector<std::int64_t> values;
+    for (int r = 0; r < group.size(); ++r)
+      for (std::int64_t i = 0; i < width; ++i)
+        values.push_back(salt * 1000000 + group.rank() * 1000 + r * 100 + i % 100);
+    return values;
   }
   std::unique_ptr<PendingCollective> start(Communicator& group) {
     Counts passing = counts;  // goes while the collective is under way
-    return group.start_all_to_all(std::as_bytes(std::span(sent)), passing,
-                                  std::as_writable_bytes(std::span(received)), passing,
+    return group.start_all_to_all(std::as_bytes(sent.span()), passing,
+                                  std::as_writable_bytes(received.span()), passing,
                                   sizeof(std::int64_t));
   }
   Counts counts;
-  std::vector<std::int64_t> sent, received, expected;
+  TestBuffer<std::int64_t> sent, received;
+  std::vector<std::int64_t> expected;
 };
 
-void check_pending(Communicator& group) {
+void check_pending(Communicator& group, const TestMemory& memory) {
   const std::size_t elements = 1500000;
   const Counts counts(static_cast<std::size_t>(group.size()), 7001);
   const auto summed_elements = static_cast<std::size_t>(total(counts));
-  auto reduced = values_of(group.rank(), elements);
-  const auto values = values_of(group.rank(), summed_elements);
-  std::vector<float> slice(7001);
-  Exchange first(group, 1, 1), second(group, 20000, 2), none(group, 0, 3), third(group, 3, 4);
+  TestBuffer<float> reduced_buffer(memory, values_of(group.rank(), elements));
+  TestBuffer<float> values(memory, values_of(group.rank(), summed_elements));
+  TestBuffer<float> slice_buffer(memory, std::vector<float>(7001));
+  Exchange first(group, 1, 1, memory), second(group, 20000, 2, memory), none(group, 0, 3, memory),
+      third(group, 3, 4, memory);
   std::vector<std::unique_ptr<PendingCollective>> pending;
   pending.push_back(first.start(group));
-  pending.push_back(group.start_all_reduce_sum(reduced));
+  pending.push_back(group.start_all_reduce_sum(reduced_buffer.span()));
   pending.push_back(second.start(group));
   pending.push_back(none.start(group));
-  pending.push_back(group.start_reduce_scatter(values, counts, slice));
+  pending.push_back(group.start_reduce_scatter(std::span<const float>(values.span()), counts,
+                                               slice_buffer.span()));
   pending.push_back(third.start(group));
   // Every rank finishes them in an order of its own: one by wait, the next by asking, and one by
   // letting it go.
@@ -165,7 +189,8 @@ void check_pending(Communicator& group) {
   for (auto& one : pending)
     if (one != nullptr) one->wait();
   for (const Exchange* exchange : {&first, &second, &none, &third})
-    EXPECT_EQ(exchange->received, exchange->expected);
+    EXPECT_EQ(exchange->received.values(), exchange->expected);
+  const auto reduced = reduced_buffer.values(), slice = slice_buffer.values();
   std::int64_t wrong = 0;
   for (std::size_t i = 0; i < elements; ++i) wrong += reduced[i] != sum_of_ranks(group.size(), i);
   for (std::size_t i = 0; i < slice.size(); ++i)
@@ -174,7 +199,7 @@ void check_pending(Communicator& group) {
   EXPECT_EQ(wrong, 0);
 }
 
-void check_split(Communicator& world) {
+void check_split(Communicator& world, const TestMemory& memory) {
   const int ranks = world.size(), rank = world.rank();
   EXPECT_EQ(world.name(), "world");
   ASSERT_EQ(world.members().size(), static_cast<std::size_t>(ranks));
@@ -188,7 +213,9 @@ void check_split(Communicator& world) {
   EXPECT_EQ(std::vector<int>(half->members().begin(), half->members().end()), members);
   EXPECT_EQ(half->rank(), rank / 2);
   EXPECT_EQ(half->size(), static_cast<int>(members.size()));
-  for (int repeat = 0; repeat < (rank % 2 == 0 ? 3 : 5); ++repeat) check_scattered_slices(*half);
+  EXPECT_EQ(half->on_device(), world.on_device());
+  for (int repeat = 0; repeat < (rank % 2 == 0 ? 3 : 5); ++repeat)
+    check_scattered_slices(*half, memory);
   EXPECT_EQ(half->all_reduce_value(std::int64_t{rank}, ReduceOp::sum),
             std::accumulate(members.begin(), members.end(), std::int64_t{0}));
 
@@ -213,14 +240,14 @@ void check_split(Communicator& world) {
 }
 
 /// Another thread of each rank uses a group of its own while this one uses the world.
-void check_second_thread(Communicator& world) {
+void check_second_thread(Communicator& world, const TestMemory& memory) {
   const auto batches = world.split(0, "batch stream");
   std::thread other([&] {
     omp_set_num_threads(1);
     for (int repeat = 0; repeat < 30; ++repeat) {
-      Exchange exchange(*batches, 1 + 500 * (repeat % 3), repeat);
+      Exchange exchange(*batches, 1 + 500 * (repeat % 3), repeat, memory);
       exchange.start(*batches)->wait();
-      EXPECT_EQ(exchange.received, exchange.expected);
+      EXPECT_EQ(exchange.received.values(), exchange.expected);
       const std::string text(static_cast<std::size_t>(world.rank() * 10 + repeat), 'x');
       const auto texts = batches->all_gather(std::as_bytes(std::span(text)));
       for (std::size_t r = 0; r < texts.size(); ++r)
@@ -228,8 +255,8 @@ void check_second_thread(Communicator& world) {
     }
   });
   for (int repeat = 0; repeat < 3; ++repeat) {
-    check_pending(world);
-    check_scattered_slices(world);
+    check_pending(world, memory);
+    check_scattered_slices(world, memory);
   }
   other.join();
 }
@@ -294,13 +321,13 @@ void check_waits_are_watched(Communicator& world) {
   }
 }
 
-void check_groups(Communicator& world) {
+void check_groups(Communicator& world, const TestMemory& memory) {
   check_wrong_arguments(world);
-  check_scattered_slices(world);
-  check_sums_are_reproducible(world);
-  check_pending(world);
-  check_split(world);
-  check_second_thread(world);
+  check_scattered_slices(world, memory);
+  check_sums_are_reproducible(world, memory);
+  check_pending(world, memory);
+  check_split(world, memory);
+  check_second_thread(world, memory);
 }
 
 }  // namespace scone

@@ -94,7 +94,7 @@ class Rank {
   /// One step (1, 2, ..) on this rank's share of the samples. Returns its share of the squared
   /// norm.
   double step(int number) {
-    parameters_.zero_gradients();
+    cpu_backend().zero(parameters_.flat_gradients());
     for (std::size_t i = parameters_.size(); i-- > 0;) {  // in the order of a backward pass
       add_gradient(number, i);
       optimizer->poll();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "parallel/error.h"
+#include "trainer/compute_device.h"
 #include "trainer/config_schema.h"
 
 namespace scone {
@@ -241,17 +242,19 @@ TEST_F(RunConfigTest, ImpossibleGridsNameTheNearestValues) {
               HasSubstr("expected one of none, attention, block, found 'layer'"));
 }
 
-TEST_F(RunConfigTest, WhatIsNotBuiltIsRefused) {
-  for (const auto& [override, use] : std::vector<std::pair<std::string, std::string>>{
-           {"compute.device=cuda", "use cpu"},
-           {"compute.dtype=bf16", "use fp32"},
-           {"parallel.communicator=nccl", "use mpi"},
-           {"logging.tensorboard=true", "use false"}}) {
+TEST_F(RunConfigTest, WhatTheDeviceCannotDoIsRefused) {
+  for (const auto& [override, why] : std::vector<std::pair<std::string, std::string>>{
+           {"compute.dtype=bf16", "bf16 needs compute.device cuda; use fp32"},
+           {"parallel.communicator=nccl", "nccl needs compute.device cuda; use mpi"},
+           {"optimizer.stochastic_rounding=true", "compute.dtype is fp32; use false"},
+           {"logging.tensorboard=true", "not built yet: true; use false"}}) {
     const std::string key = override.substr(0, override.find('='));
-    EXPECT_THAT(override_error(override),
-                AllOf(HasSubstr(key + ": not built yet: "), HasSubstr(use)));
+    EXPECT_THAT(override_error(override), AllOf(HasSubstr(key + ": "), HasSubstr(why)));
   }
-  EXPECT_THAT(override_error("compute.device=tpu"), HasSubstr("expected cpu, found 'tpu'"));
+  EXPECT_THAT(override_error("compute.device=tpu"),
+              HasSubstr("expected one of cpu, cuda, found 'tpu'"));
+  if (!built_with_cuda())
+    EXPECT_THAT(override_error("compute.device=cuda"), HasSubstr("this build has no CUDA"));
 }
 
 }  // namespace

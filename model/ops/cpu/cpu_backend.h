@@ -10,13 +10,19 @@ class CpuBackend final : public Backend {
  public:
   Device device() const override { return Device::cpu; }
   void upload(std::span<const std::int32_t> source, const Tensor& target) override;
+  void upload(std::span<const float> source, const Tensor& target) override;
   void download(const Tensor& source, std::span<float> target) override;
   void copy(const Tensor& source, const Tensor& target) override;
   void zero(const Tensor& target) override;
+  void synchronize() override {}
   void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual,
               const Tensor& y, std::int64_t rows) override;
   void linear_backward_input(const Tensor& d_y, const Tensor& weight, const Tensor& d_x,
                              bool accumulate, std::int64_t rows) override;
+  void linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& pre,
+                   const Tensor& y, std::int64_t rows) override;
+  void linear_gelu_backward_input(const Tensor& d_y, const Tensor& weight, const Tensor& pre,
+                                  const Tensor& d_pre, std::int64_t rows) override;
   void linear_backward_weight(const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
                               const Tensor& d_bias, std::int64_t rows) override;
   void norm(NormKind kind, const Tensor& x, const Tensor& gain, const Tensor& bias, const Tensor& y,
@@ -47,6 +53,12 @@ class CpuBackend final : public Backend {
   void cached_attention(const Tensor& qkv, const Tensor& keys_values, std::int64_t past,
                         std::int64_t heads, std::int64_t head_width, const Tensor& out,
                         std::int64_t rows) override;
+  void gather_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                   std::int64_t count) override;
+  void scatter_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                    std::int64_t count) override;
+  void scatter_add_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                        std::int64_t count) override;
   void embed(const EmbeddingInput& input, const Tensor& token_embedding,
              const Tensor& position_embedding, const Tensor& rows, const Tensor& out,
              std::int64_t count) override;
@@ -61,13 +73,10 @@ class CpuBackend final : public Backend {
                           std::int64_t used, const Tensor& all_statistics, std::int64_t parts,
                           const Tensor& losses, bool with_gradient, float gradient_scale,
                           std::int64_t rows) override;
-  void adamw(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,
+  void adamw(const AdamwTensors& tensors, std::span<const AdamwRange> ranges,
              const AdamwStep& step) override;
-  void axpy(float factor, const Tensor& x, const Tensor& y) override;
-  void scale(float factor, const Tensor& x) override;
-  double squared_norm(const Tensor& x) override;
+  double squared_norm(std::span<const Tensor> parts) override;
   double sum(const Tensor& x) override;
-  bool all_finite(const Tensor& x) override;
 };
 
 }  // namespace scone

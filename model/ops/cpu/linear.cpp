@@ -80,6 +80,19 @@ void CpuBackend::linear_backward_input(const Tensor& d_y, const Tensor& weight, 
   }
 }
 
+void CpuBackend::linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                             const Tensor& pre, const Tensor& y, std::int64_t rows) {
+  linear(x, weight, bias, {}, pre, rows);
+  gelu(pre, y, rows * weight.dim(0));
+}
+
+void CpuBackend::linear_gelu_backward_input(const Tensor& d_y, const Tensor& weight,
+                                            const Tensor& pre, const Tensor& d_pre,
+                                            std::int64_t rows) {
+  linear_backward_input(d_y, weight, d_pre, false, rows);
+  gelu_backward(d_pre, pre, d_pre, rows * weight.dim(1));
+}
+
 void CpuBackend::linear_backward_weight(const Tensor& d_y, const Tensor& x, const Tensor& d_weight,
                                         const Tensor& d_bias, std::int64_t rows) {
   const std::int64_t out = d_weight.dim(0), in = d_weight.dim(1);

@@ -1,4 +1,4 @@
-#include "parallel/row_exchange.h"
+#include "model/row_exchange.h"
 
 #include <gtest/gtest.h>
 #include <omp.h>
@@ -12,12 +12,12 @@ namespace {
 
 TEST(RowExchange, ExactRowsAndSums) {
   const auto self = make_self_communicator();
-  check_row_exchange(*self, 1);
+  check_row_exchange(*self, cpu_backend(), 1);
   for (const int ranks : {1, 2, 3, 5, 8}) {
     for (std::uint64_t seed = 1; seed <= 3; ++seed) {
       run_as_threads(ranks, [&](Communicator& world) {
         omp_set_num_threads(1);
-        check_row_exchange(world, seed);
+        check_row_exchange(world, cpu_backend(), seed);
       });
     }
   }
@@ -32,11 +32,12 @@ TEST(RowExchange, SumsInTheOrderOfRanks) {
     const std::int64_t id = 0;
     const int owner = 2;
     const RowPlan plan = plan_rows(world, {&id, 1}, {&owner, 1});
-    RowExchange exchange(world, 1);
+    RowExchange exchange(world, cpu_backend(), 1);
     exchange.use(plan);
-    float sum = 0;
-    exchange.give_back({&given[world.rank()], 1}, {&sum, 1});
-    EXPECT_EQ(sum, world.rank() == 2 ? expected : 0.0F);
+    const Tensor gradient = Tensor::zeros({1, 1}), sum = Tensor::zeros({1, 1});
+    *gradient.data<float>() = given[world.rank()];
+    exchange.give_back(gradient, sum);
+    EXPECT_EQ(*sum.data<float>(), world.rank() == 2 ? expected : 0.0F);
   });
 }
 

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <random>
 
-#include "parallel/row_exchange.h"
+#include "model/row_exchange.h"
 
 namespace scone {
 namespace {
@@ -92,8 +92,22 @@ void check_plan(const RowPlan& plan, const Wishes& wishes, int rank, int cells) 
   EXPECT_EQ(served, plan.served.size());
 }
 
-void exchange_once(Communicator& world, RowExchange& exchange, const Wishes& wishes, int cells,
-                   std::mt19937_64 finish_order) {
+/// [values / width, width], with room for one row more.
+Tensor tensor_of(Backend& backend, const std::vector<float>& values, std::int64_t columns) {
+  const auto rows = static_cast<std::int64_t>(values.size()) / columns;
+  const Tensor tensor = Tensor::zeros({rows + 1, columns}, DType::fp32, backend.device());
+  backend.upload(values, tensor);
+  return tensor.rows(0, rows);
+}
+
+std::vector<float> values_of(Backend& backend, const Tensor& tensor) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+  backend.download(tensor, values);
+  return values;
+}
+
+void exchange_once(Communicator& world, Backend& backend, RowExchange& exchange,
+                   const Wishes& wishes, int cells, std::mt19937_64 finish_order) {
   const int rank = world.rank();
   const auto& own = wishes.ranks[static_cast<std::size_t>(rank)];
   const auto table_rows = wishes.table_rows[static_cast<std::size_t>(rank)];
@@ -103,33 +117,38 @@ void exchange_once(Communicator& world, RowExchange& exchange, const Wishes& wis
 
   exchange.use(plan);
   EXPECT_EQ(exchange.bytes_sent(), 0);
-  std::vector<float> table(static_cast<std::size_t>(table_rows * width));
+  std::vector<float> values(static_cast<std::size_t>(table_rows * width));
   for (std::int64_t i = 0; i < table_rows * width; ++i)
-    table[static_cast<std::size_t>(i)] = row_value(1000 * rank + i / width, i % width);
-  std::vector<float> rows(own.ids.size() * width, -1.0F);
+    values[static_cast<std::size_t>(i)] = row_value(1000 * rank + i / width, i % width);
+  const Tensor table = tensor_of(backend, values, width);
+  const std::vector<float> unset(own.ids.size() * width, -1.0F);
+  Tensor rows_tensor = tensor_of(backend, unset, width);
   // A rank may finish cells in an order of its own.
   std::vector<int> order(static_cast<std::size_t>(cells));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), finish_order);
   for (int cell = 0; cell < cells; ++cell) exchange.start_rows(cell, table);
   exchange.poll();
-  for (const int cell : order) exchange.finish_rows(cell, rows);
+  for (const int cell : order) exchange.finish_rows(cell, rows_tensor);
+  std::vector<float> rows = values_of(backend, rows_tensor);
   for (std::size_t i = 0; i < own.ids.size(); ++i)
     for (std::int64_t c = 0; c < width; ++c)
       ASSERT_EQ(rows[i * width + static_cast<std::size_t>(c)], row_value(own.ids[i], c));
 
-  std::vector<float> gradients(own.ids.size() * width);
+  std::vector<float> own_gradients(own.ids.size() * width);
   for (std::size_t i = 0; i < own.ids.size(); ++i)
     for (std::int64_t c = 0; c < width; ++c)
-      gradients[i * width + static_cast<std::size_t>(c)] = gradient_value(rank, own.ids[i], c);
-  std::vector<float> sums(table.size(), 0.5F);  // are added to
+      own_gradients[i * width + static_cast<std::size_t>(c)] = gradient_value(rank, own.ids[i], c);
+  const Tensor gradients = tensor_of(backend, own_gradients, width);
+  const std::vector<float> begun(values.size(), 0.5F);  // are added to
+  Tensor sums = tensor_of(backend, begun, width);
   std::shuffle(order.begin(), order.end(), finish_order);
   for (int cell = 0; cell < cells; ++cell) {
     exchange.start_gradients(cell, gradients);
     exchange.poll();
   }
   for (const int cell : order) exchange.finish_gradients(cell, sums);
-  std::vector<float> expected(table.size(), 0.5F);
+  std::vector<float> expected = begun;
   std::int64_t sent_rows = 0;
   for (std::size_t asker = 0; asker < wishes.ranks.size(); ++asker) {
     const auto& theirs = wishes.ranks[asker];
@@ -142,29 +161,30 @@ void exchange_once(Communicator& world, RowExchange& exchange, const Wishes& wis
             gradient_value(static_cast<int>(asker), theirs.ids[i], c);
     }
   }
-  EXPECT_EQ(sums, expected);
+  EXPECT_EQ(values_of(backend, sums), expected);
   // A served row goes out, the gradient of an asked one too.
   EXPECT_EQ(exchange.bytes_sent(), sent_rows * width * static_cast<std::int64_t>(sizeof(float)));
 
-  std::fill(rows.begin(), rows.end(), -1.0F);
-  std::fill(sums.begin(), sums.end(), 0.5F);
-  exchange.fetch(table, rows);
+  rows_tensor = tensor_of(backend, unset, width);
+  sums = tensor_of(backend, begun, width);
+  exchange.fetch(table, rows_tensor);
+  rows = values_of(backend, rows_tensor);
   exchange.give_back(gradients, sums);
-  EXPECT_EQ(sums, expected);
+  EXPECT_EQ(values_of(backend, sums), expected);
   for (std::size_t i = 0; i < own.ids.size(); ++i)
     EXPECT_EQ(rows[i * width], row_value(own.ids[i], 0));
 }
 
 }  // namespace
 
-void check_row_exchange(Communicator& world, std::uint64_t seed) {
+void check_row_exchange(Communicator& world, Backend& backend, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  RowExchange exchange(world, width);
+  RowExchange exchange(world, backend, width);
   for (const std::int64_t most_ids : {60, 5, 0, 200, 1}) {  // smaller and larger again
     for (int cells = 1; cells <= RowPlan::most_cells; ++cells) {
       const Wishes wishes = draw_wishes(random, world.size(), most_ids, cells);
       const auto of_rank = static_cast<std::uint64_t>(100 * cells + world.rank());
-      exchange_once(world, exchange, wishes, cells, std::mt19937_64(of_rank));
+      exchange_once(world, backend, exchange, wishes, cells, std::mt19937_64(of_rank));
     }
   }
 }

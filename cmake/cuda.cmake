@@ -1,0 +1,61 @@
+# The CUDA backend: SCONE_HAS_CUDA, SCONE_HAS_NCCL, the language CUDA, and the target scone_cuda_libraries. libcuda is not
+# linked, so that what is built starts on machines without a driver.
+set(SCONE_CUDA AUTO CACHE STRING "The CUDA backend: AUTO (where nvcc is found), ON, OFF")
+set_property(CACHE SCONE_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(SCONE_HAS_CUDA FALSE)
+set(SCONE_HAS_NCCL FALSE)
+if(NOT SCONE_CUDA STREQUAL "AUTO" AND NOT SCONE_CUDA)
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(SCONE_NVCC NAMES $ENV{CUDACXX} nvcc
+               HINTS $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin)
+  if(SCONE_NVCC)
+    set(CMAKE_CUDA_COMPILER ${SCONE_NVCC})
+  endif()
+endif()
+if(NOT CMAKE_CUDA_COMPILER)
+  if(SCONE_CUDA STREQUAL "AUTO")
+    message(STATUS "Without CUDA: no nvcc in PATH, CUDA_HOME or /usr/local/cuda")
+    return()
+  endif()
+  message(FATAL_ERROR "SCONE_CUDA=ON, but there is no nvcc in PATH, CUDA_HOME or /usr/local/cuda: install the CUDA "
+                      "toolkit, or name the compiler by -DCMAKE_CUDA_COMPILER=.., or build with -DSCONE_CUDA=OFF")
+endif()
+
+# Code for A100 and H100, and PTX for what comes after.
+set(CMAKE_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "CUDA architectures")
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 20)  # after the compiler's checks, which do not know it in CMake 3.25
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+find_package(CUDAToolkit REQUIRED)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  message(FATAL_ERROR "${CMAKE_CUDA_COMPILER} is of CUDA ${CMAKE_CUDA_COMPILER_VERSION}; C++20 needs 12.0")
+endif()
+set(SCONE_HAS_CUDA TRUE)
+
+add_library(scone_cuda_libraries INTERFACE)
+target_link_libraries(scone_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt)
+target_include_directories(scone_cuda_libraries SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+# The linker's own folders do not get into the run path by themselves, and the toolkit's are among them.
+get_filename_component(cublas_folder ${CUDA_cublasLt_LIBRARY} DIRECTORY)
+target_link_options(scone_cuda_libraries INTERFACE "LINKER:-rpath,${cublas_folder}")
+
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} $ENV{NCCL_HOME}/include)
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} $ENV{NCCL_HOME}/lib)
+if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
+  set(SCONE_HAS_NCCL TRUE)
+  get_filename_component(nccl_folder ${NCCL_LIBRARY} DIRECTORY)
+  target_include_directories(scone_cuda_libraries SYSTEM INTERFACE ${NCCL_INCLUDE_DIR})
+  target_link_libraries(scone_cuda_libraries INTERFACE ${NCCL_LIBRARY})
+  target_link_options(scone_cuda_libraries INTERFACE "LINKER:-rpath,${nccl_folder}")
+else()
+  message(STATUS "Without NCCL: no nccl.h or libnccl beside CUDA, in NCCL_HOME or the system's folders")
+endif()
+message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for architectures ${CMAKE_CUDA_ARCHITECTURES}, NCCL: ${SCONE_HAS_NCCL}")

@@ -1,0 +1,62 @@
+#include <algorithm>
+#include <cstring>
+
+#include "model/ops/cpu/cpu_backend.h"
+
+namespace scone {
+namespace {
+
+std::size_t row_bytes(const Tensor& table) {
+  return static_cast<std::size_t>(table.dim(1)) * sizeof(float);
+}
+
+}  // namespace
+
+void CpuBackend::gather_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                             std::int64_t count) {
+  if (count == 0) return;
+  const std::int64_t width = source.dim(1);
+  const float* from = source.data<float>();
+  const std::int32_t* row = index.data<std::int32_t>();
+  float* to = target.data<float>();
+  const std::size_t bytes = row_bytes(source);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < count; ++i)
+    std::memcpy(to + i * width, from + row[i] * width, bytes);
+}
+
+void CpuBackend::scatter_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                              std::int64_t count) {
+  if (count == 0) return;
+  const std::int64_t width = source.dim(1);
+  const float* from = source.data<float>();
+  const std::int32_t* row = index.data<std::int32_t>();
+  float* to = target.data<float>();
+  const std::size_t bytes = row_bytes(source);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < count; ++i)
+    std::memcpy(to + row[i] * width, from + i * width, bytes);
+}
+
+void CpuBackend::scatter_add_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                                  std::int64_t count) {
+  if (count == 0) return;
+  const std::int64_t width = source.dim(1);
+  const float* from = source.data<float>();
+  const std::int32_t* row = index.data<std::int32_t>();
+  float* to = target.data<float>();
+  // A slice of columns belongs to one thread, which adds in the order of i.
+  constexpr std::int64_t kSlice = 32;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t slice = 0; slice < (width + kSlice - 1) / kSlice; ++slice) {
+    const std::int64_t begin = slice * kSlice, end = std::min(begin + kSlice, width);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float* value = from + i * width;
+      float* total = to + row[i] * width;
+#pragma omp simd
+      for (std::int64_t column = begin; column < end; ++column) total[column] += value[column];
+    }
+  }
+}
+
+}  // namespace scone
