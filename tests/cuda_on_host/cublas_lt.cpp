@@ -123,7 +123,7 @@ cublasLtMatmulAlgo_t algorithm_of(const cublasLtMatmulDescription& description,
 
 }  // namespace
 
-namespace scone::cuda_on_host {
+namespace cuda_on_host {
 void refuse_epilogue(cublasLtEpilogue_t epilogue, bool refuse) {
   const std::lock_guard lock(refused_mutex);
   if (refuse) {
@@ -136,7 +136,7 @@ std::int64_t heuristic_calls() {
   const std::lock_guard lock(refused_mutex);
   return heuristics;
 }
-}  // namespace scone::cuda_on_host
+}  // namespace cuda_on_host
 
 const char* cublasLtGetStatusName(cublasStatus_t status) {
   switch (status) {

@@ -16,6 +16,8 @@ struct MatrixProductOptions {
   bool fuse_gelu = true;
   // The bias gradient with the weight gradient's product. Off: an own kernel sums the columns.
   bool fuse_bias_gradient = true;
+
+  friend bool operator==(const MatrixProductOptions&, const MatrixProductOptions&) = default;
 };
 
 /// The products of linear layers, row-major: weight [out, in], x [rows, in], y [rows, out]. T:

@@ -94,9 +94,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algorithm,
                               void* workspace, std::size_t workspace_bytes, cudaStream_t stream);
 
-namespace scone::cuda_on_host {
+namespace cuda_on_host {
 /// For tests: the heuristic offers nothing for this epilogue while true.
 void refuse_epilogue(cublasLtEpilogue_t epilogue, bool refuse);
 /// Calls of the heuristic so far.
 std::int64_t heuristic_calls();
-}  // namespace scone::cuda_on_host
+}  // namespace cuda_on_host
