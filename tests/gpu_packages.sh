@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Downloads and unpacks what scone and its tests are built from, for a machine where nothing can be installed:
-#   tests/gpu_packages.sh FOLDER [--archive FILE.tar.zst]
+#   tests/gpu_packages.sh FOLDER [--archive FILE.tar.gz]
 # FOLDER then serves as -DSCONE_PACKAGES=FOLDER, and may be copied to any machine whose C library is no older than this
-# one's (compilers, the C and C++ libraries, CUDA and MPI are not among it). --archive also packs it.
+# one's (compilers, the C and C++ libraries, CUDA and MPI are not among it). --archive also packs it, as its name says.
 # Needs apt-get, apt-cache and dpkg (Debian 12, Ubuntu 22.04 or later), no root.
 set -euo pipefail
 
@@ -105,6 +105,6 @@ glibcxx=$(find "$folder" -name '*.so*' -type f -exec objdump -T {} + 2>/dev/null
 echo "gpu_packages: ${#packages[@]} packages ($(du -cm "$work"/*.deb | tail -n 1 | cut -f 1) MiB) in $folder," \
   "$(du -sm "$folder" | cut -f 1) MiB; their libraries need $glibc and $glibcxx"
 if [ -n "$archive" ]; then
-  tar -C "$folder" --zstd -cf "$archive" .
+  tar -C "$folder" -caf "$archive" .
   echo "gpu_packages: packed in $archive, $(du -m "$archive" | cut -f 1) MiB"
 fi
