@@ -49,7 +49,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_import(app, action);
 }
 
-int run(int argc, char** argv, scone::MpiSession& session) {
+int run(int argc, char** argv, scone::Session& session) {
   set_up_log(session.rank());
   CLI::App app("Distributed training of SCONE language models", "scone");
   scone::Action action;
@@ -73,10 +73,9 @@ int run(int argc, char** argv, scone::MpiSession& session) {
     return error.get_exit_code() == 0 ? 0 : exit_bad_input;
   }
   // Outlives the handlers: freeing a communicator may wait for ranks that are busy elsewhere.
-  const auto world =
-      session.size() > 1 ? scone::make_mpi_communicator() : scone::make_self_communicator();
+  const auto world = session.make_world();
   try {
-    session.check_threads();
+    session.check_ranks();
     if (hang_rank) session.wait_for_debugger(*hang_rank);
     scone::CommandContext context{*world, json};
     omp_set_num_threads(scone::default_threads(*world));
@@ -96,6 +95,6 @@ int run(int argc, char** argv, scone::MpiSession& session) {
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ,
               SIG_IGN);  // a file beyond the limit is an error of writing it, as a full disk
-  scone::MpiSession session(argc, argv);
+  scone::Session session(argc, argv);
   return run(argc, argv, session);
 }

@@ -56,19 +56,19 @@ std::string error_line(int rank, int size, const std::string& message) {
 
 }  // namespace
 
-MpiSession::MpiSession(int& argc, char**& argv) {
+Session::Session(int& argc, char**& argv) {
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided_);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
   MPI_Comm_dup(MPI_COMM_WORLD, &errors_);
 }
 
-MpiSession::~MpiSession() {
+Session::~Session() {
   MPI_Comm_free(&errors_);
   MPI_Finalize();
 }
 
-void MpiSession::check_threads() const {
+void Session::check_ranks() const {
   if (size_ > 1 && provided_ < MPI_THREAD_MULTIPLE)
     throw InputError(
         fmt::format("this MPI library gives thread level {}, but {} ranks need {} "
@@ -76,7 +76,11 @@ void MpiSession::check_threads() const {
                     provided_, size_, MPI_THREAD_MULTIPLE));
 }
 
-int MpiSession::report(const std::string& message, int code) {
+std::unique_ptr<Communicator> Session::make_world() const {
+  return size_ > 1 ? make_mpi_communicator() : make_self_communicator();
+}
+
+int Session::report(const std::string& message, int code) {
   if (size_ > 1 && !all_failed()) {
     print(error_line(rank_, size_, message));
     // Time for mpirun to forward the message before it tells of the abort.
@@ -97,7 +101,7 @@ int MpiSession::report(const std::string& message, int code) {
 }
 
 /// Whether every rank comes here within half a second.
-bool MpiSession::all_failed() {
+bool Session::all_failed() {
   MPI_Request request = MPI_REQUEST_NULL;
   MPI_Ibarrier(errors_, &request);
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
@@ -109,7 +113,7 @@ bool MpiSession::all_failed() {
   return done != 0;
 }
 
-void MpiSession::wait_for_debugger(int rank) {
+void Session::wait_for_debugger(int rank) {
   if (rank < 0 || rank >= size_)
     throw InputError(
         fmt::format("--hang-rank {}: there is no such rank; expected 0 to {}", rank, size_ - 1));

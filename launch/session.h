@@ -1,25 +1,35 @@
 #pragma once
 
+#ifdef SCONE_HAS_MPI
 #include <mpi.h>
+#endif
 
+#include <memory>
 #include <string>
+
+#include "parallel/communicator.h"
 
 namespace scone {
 
-/// MPI for the life of the program, and the ways in which an error ends its ranks.
-class MpiSession {
+/// MPI for the life of the program, and the ways in which an error ends its ranks. In a build
+/// without MPI one rank (session_without_mpi.cpp).
+class Session {
  public:
-  MpiSession(int& argc, char**& argv);
-  MpiSession(const MpiSession&) = delete;
-  MpiSession& operator=(const MpiSession&) = delete;
-  ~MpiSession();
+  Session(int& argc, char**& argv);
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  ~Session();
 
   int rank() const { return rank_; }
   int size() const { return size_; }
 
   /// Throws InputError where there are several ranks and this MPI does not let several threads use
-  /// it at once, which the batch stream's thread does.
-  void check_threads() const;
+  /// it at once, which the batch stream's thread does; and where a build without MPI is one of
+  /// several ranks.
+  void check_ranks() const;
+
+  /// Collective. All ranks as one group, which must go before the session does.
+  std::unique_ptr<Communicator> make_world() const;
 
   /// Reports an error of this rank and returns the exit code, or ends all ranks at once. Where all
   /// ranks fail within a moment (a configuration that every rank reads), each distinct message is
@@ -32,10 +42,13 @@ class MpiSession {
   void wait_for_debugger(int rank);
 
  private:
+  int rank_ = 0, size_ = 1;
+#ifdef SCONE_HAS_MPI
   bool all_failed();
 
-  int rank_ = 0, size_ = 1, provided_ = 0;
+  int provided_ = 0;
   MPI_Comm errors_ = MPI_COMM_NULL;  // used by report() and wait_for_debugger() alone
+#endif
 };
 
 /// Ends all ranks with exit code `code`, from any thread, whatever the others do: prints

@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 namespace scone {
 namespace {
@@ -48,7 +51,38 @@ std::shared_ptr<void> allocate_zeroed(std::size_t bytes) {
   return storage;
 }
 
+struct DeviceMemories {
+  std::mutex mutex;
+  std::map<Device, ZeroedMemory> of_device;
+};
+
+DeviceMemories& device_memories() {
+  static DeviceMemories memories;
+  return memories;
+}
+
+std::shared_ptr<void> allocate_zeroed(Device device, std::size_t bytes) {
+  if (device == Device::cpu) return allocate_zeroed(bytes);
+  ZeroedMemory allocate;
+  {
+    const std::lock_guard lock(device_memories().mutex);
+    const auto found = device_memories().of_device.find(device);
+    if (found != device_memories().of_device.end()) allocate = found->second;
+  }
+  if (!allocate) {
+    throw std::runtime_error(
+        "a tensor of the CUDA device is wanted, but none is open: this build may have no CUDA "
+        "(-DSCONE_CUDA=ON), or compute.device is cpu");
+  }
+  return allocate(bytes);
+}
+
 }  // namespace
+
+void register_device_memory(Device device, ZeroedMemory allocate) {
+  const std::lock_guard lock(device_memories().mutex);
+  device_memories().of_device[device] = std::move(allocate);
+}
 
 std::size_t size_of(DType dtype) {
   switch (dtype) {
@@ -78,16 +112,13 @@ const char* name_of(DType dtype) {
 }
 
 Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
-  if (device != Device::cpu) {
-    throw std::runtime_error("this build has no CUDA backend: use compute.device cpu");
-  }
   Tensor tensor;
   tensor.elements_ = product(shape);
   tensor.shape_ = std::move(shape);
   tensor.dtype_ = dtype;
   tensor.device_ = device;
   if (tensor.elements_ > 0) {
-    tensor.storage_ = allocate_zeroed(tensor.bytes());
+    tensor.storage_ = allocate_zeroed(device, tensor.bytes());
     tensor.data_ = tensor.storage_.get();
   }
   return tensor;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,12 +18,21 @@ const char* name_of(DType dtype);
 
 using Shape = std::vector<std::int64_t>;
 
+/// Memory of a device: at least `bytes` (> 0), 64-byte aligned, zero for whatever the device is
+/// given to do from now on.
+using ZeroedMemory = std::function<std::shared_ptr<void>(std::size_t bytes)>;
+
+/// Where Tensor::zeros takes the memory of a device other than the processor from. A backend calls
+/// it when it is opened; a second call replaces the first's.
+void register_device_memory(Device device, ZeroedMemory allocate);
+
 /// A contiguous row-major array on a device. A copy of a Tensor, rows() and view() share the
-/// memory, which is freed with its last holder. Memory is 64-byte aligned and zeroed (touched in
-/// parallel) when made.
+/// memory, which is freed with its last holder. Memory is 64-byte aligned and zeroed (on the
+/// processor: touched in parallel) when made.
 class Tensor {
  public:
   Tensor() = default;
+  /// Throws std::runtime_error where no backend of the device is open, OutOfDeviceMemory.
   static Tensor zeros(Shape shape, DType dtype = DType::fp32, Device device = Device::cpu);
 
   const Shape& shape() const { return shape_; }

@@ -73,4 +73,23 @@ void check_slices(const Communicator& group, const char* collective, std::size_t
         fmt::format("the slice has {} elements, this rank's count is {}", slice_elements, own));
 }
 
+std::vector<SlicePiece> slice_pieces(std::span<const std::int64_t> counts,
+                                     std::size_t piece_elements) {
+  const std::int64_t widest = *std::max_element(counts.begin(), counts.end());
+  const auto width =
+      static_cast<std::int64_t>(std::max<std::size_t>(1, piece_elements / counts.size()));
+  std::vector<SlicePiece> pieces;
+  for (std::int64_t begin = 0; begin < widest; begin += width) {
+    auto& piece = pieces.emplace_back();
+    std::int64_t slice_begin = 0;
+    for (const std::int64_t count : counts) {
+      piece.counts.push_back(std::clamp<std::int64_t>(count - begin, 0, width));
+      piece.begins.push_back(static_cast<std::size_t>(slice_begin + std::min(begin, count)));
+      piece.elements += static_cast<std::size_t>(piece.counts.back());
+      slice_begin += count;
+    }
+  }
+  return pieces;
+}
+
 }  // namespace scone

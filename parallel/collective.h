@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "parallel/communicator.h"
 
@@ -40,6 +41,19 @@ void check_exchange(const Communicator& group, const char* collective,
 /// The same for a reduce_scatter of `elements` to slices of which this rank's has slice_elements.
 void check_slices(const Communicator& group, const char* collective, std::size_t elements,
                   std::span<const std::int64_t> counts, std::size_t slice_elements);
+
+/// A piece of all slices of a collective at once, so that it has few elements over all ranks:
+/// counts[r] elements from begins[r] on, of all the slices' elements, are of rank r's slice.
+struct SlicePiece {
+  std::vector<std::int64_t> counts;
+  std::vector<std::size_t> begins;
+  std::size_t elements = 0;  // of all ranks
+};
+
+/// Slices of counts[r] elements in pieces of about piece_elements (at least one element a rank).
+/// The same on every rank; together they are all elements, slice by slice in order.
+std::vector<SlicePiece> slice_pieces(std::span<const std::int64_t> counts,
+                                     std::size_t piece_elements);
 
 /// Of a collective that was done when it was started.
 class DoneCollective final : public PendingCollective {

@@ -51,27 +51,6 @@ void narrow(std::span<const float> from, Bf16* to) {
   std::transform(from.begin(), from.end(), to, to_bf16);
 }
 
-/// f(counts, slices) for pieces of all slices of `values` at once, so that each piece has few
-/// elements over all ranks: counts are a piece's elements by rank, slices where they are in values.
-template <class T, class F>
-void for_pieces_of_slices(std::span<T> values, std::span<const std::int64_t> counts, F&& f) {
-  const std::int64_t widest = *std::max_element(counts.begin(), counts.end());
-  const std::int64_t width =
-      std::max<std::int64_t>(1, static_cast<std::int64_t>(bf16_piece / counts.size()));
-  std::vector<std::int64_t> piece_counts(counts.size());
-  std::vector<std::span<T>> slices(counts.size());
-  for (std::int64_t begin = 0; begin < widest; begin += width) {
-    std::int64_t slice_begin = 0;
-    for (std::size_t r = 0; r < counts.size(); ++r) {
-      piece_counts[r] = std::clamp<std::int64_t>(counts[r] - begin, 0, width);
-      slices[r] = values.subspan(static_cast<std::size_t>(slice_begin + std::min(begin, counts[r])),
-                                 static_cast<std::size_t>(piece_counts[r]));
-      slice_begin += counts[r];
-    }
-    f(std::span<const std::int64_t>(piece_counts), std::span<const std::span<T>>(slices));
-  }
-}
-
 }  // namespace
 
 void Communicator::all_reduce_sum(std::span<Bf16> values) {
@@ -90,36 +69,42 @@ void Communicator::reduce_scatter(std::span<const Bf16> values,
   check_slices(*this, "reduce_scatter", values.size(), counts, slice.size());
   const auto own = static_cast<std::size_t>(rank());
   std::size_t done = 0;
-  for_pieces_of_slices(values, counts, [&](auto piece_counts, auto slices) {
-    floats_.clear();
-    for (const auto& piece : slices) {
-      floats_.resize(floats_.size() + piece.size());
-      widen(piece, floats_.data() + floats_.size() - piece.size());
+  for (const SlicePiece& piece : slice_pieces(counts, bf16_piece)) {
+    floats_.resize(piece.elements);
+    float* next = floats_.data();
+    for (std::size_t r = 0; r < counts.size(); ++r) {
+      const auto width = static_cast<std::size_t>(piece.counts[r]);
+      widen(values.subspan(piece.begins[r], width), next);
+      next += width;
     }
-    float_slice_.resize(slices[own].size());
-    reduce_scatter(std::span<const float>(floats_), piece_counts, std::span(float_slice_));
+    float_slice_.resize(static_cast<std::size_t>(piece.counts[own]));
+    reduce_scatter(std::span<const float>(floats_), piece.counts, std::span(float_slice_));
     narrow(float_slice_, slice.data() + done);
     done += float_slice_.size();
-  });
+  }
 }
 
 void Communicator::all_gather(std::span<Bf16> values, std::span<const std::int64_t> counts) {
   check_counts(*this, "all_gather", "values", counts, values.size());
   const auto own = static_cast<std::size_t>(rank());
-  for_pieces_of_slices(values, counts, [&](auto piece_counts, auto slices) {
-    std::size_t elements = 0;
-    for (const auto& piece : slices) elements += piece.size();
-    floats_.resize(elements);
-    std::size_t begin = 0;
-    for (std::size_t r = 0; r < own; ++r) begin += slices[r].size();
-    widen(slices[own], floats_.data() + begin);
-    all_gather(std::span(floats_), piece_counts);
-    begin = 0;
-    for (const auto& piece : slices) {
-      narrow(std::span(floats_).subspan(begin, piece.size()), piece.data());
-      begin += piece.size();
-    }
-  });
+  for (const SlicePiece& piece : slice_pieces(counts, bf16_piece)) {
+    floats_.resize(piece.elements);
+    auto for_slices = [&](auto&& f) {
+      float* next = floats_.data();
+      for (std::size_t r = 0; r < counts.size(); ++r) {
+        const auto width = static_cast<std::size_t>(piece.counts[r]);
+        f(r, std::span(next, width), values.subspan(piece.begins[r], width));
+        next += width;
+      }
+    };
+    for_slices([&](std::size_t r, std::span<float> floats, std::span<Bf16> slice) {
+      if (r == own) widen(slice, floats.data());
+    });
+    all_gather(std::span(floats_), piece.counts);
+    for_slices([&](std::size_t r, std::span<float> floats, std::span<Bf16> slice) {
+      if (r != own) narrow(floats, slice.data());
+    });
+  }
 }
 
 namespace {

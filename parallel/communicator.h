@@ -80,7 +80,7 @@ class Communicator {
   virtual void all_gather(std::span<float> values, std::span<const std::int64_t> counts) = 0;
 
   /// The same of Bf16, by way of floats: sums are those of the float collectives, rounded once at
-  /// the end. Bits are gathered as they are (a signalling NaN becomes quiet).
+  /// the end; a gathered signalling NaN may become a quiet one.
   virtual void all_reduce_sum(std::span<Bf16> values);
   virtual void reduce_scatter(std::span<const Bf16> values, std::span<const std::int64_t> counts,
                               std::span<Bf16> slice);
@@ -113,14 +113,15 @@ class Communicator {
 std::unique_ptr<Communicator> make_self_communicator();
 
 /// All ranks of MPI_COMM_WORLD (duplicated). MPI must be initialised and not yet finalised, and be
-/// when the object goes.
+/// when the object goes. In a build without MPI (SCONE_HAS_MPI undefined) InputError.
 std::unique_ptr<Communicator> make_mpi_communicator();
 
 /// A process's place among those of its node: which of them, and how many there are.
 struct NodePlace {
   int rank, size;
 };
-/// This rank's, of MPI_COMM_WORLD. Collective over it; MPI as for make_mpi_communicator.
+/// This rank's, of MPI_COMM_WORLD. Collective over it; MPI as for make_mpi_communicator. 0 of 1 in
+/// a build without MPI.
 NodePlace mpi_node_place();
 
 /// Runs body(communicator) on `ranks` threads of this process, which form one group; returns when

@@ -28,6 +28,7 @@ struct WaitSlot {
   const char* collective = nullptr;
   const char* phase = nullptr;
   Clock::time_point since;
+  std::function<bool()> over;
 };
 
 namespace {
@@ -69,13 +70,15 @@ WaitSlot* take_slot() {
 Phase::Phase(const char* name) : outer_(std::exchange(current_phase, name)) {}
 Phase::~Phase() { current_phase = outer_; }
 
-CollectiveScope::CollectiveScope(const Communicator& communicator, const char* collective)
+CollectiveScope::CollectiveScope(const Communicator& communicator, const char* collective,
+                                 std::function<bool()> over)
     : slot_(take_slot()) {
   std::lock_guard lock(slot_->mutex);
   slot_->communicator = &communicator;
   slot_->collective = collective;
   slot_->phase = current_phase;
   slot_->since = Clock::now();
+  slot_->over = std::move(over);
 }
 
 CollectiveScope::~CollectiveScope() {
@@ -117,7 +120,7 @@ struct Watchdog::State {
         std::lock_guard lock(slot.mutex);
         if (slot.communicator == nullptr) continue;
         const std::chrono::duration<double> waited = Clock::now() - slot.since;
-        if (waited <= longest) continue;
+        if (waited <= longest || (slot.over && slot.over())) continue;
         longest = waited;
         message = describe(slot, waited.count());
       }

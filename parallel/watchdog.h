@@ -24,10 +24,13 @@ class Phase {
 };
 
 /// Every wait of a communicator for other ranks stands in one of these. collective must live as
-/// long (a literal), the communicator too.
+/// long (a literal), the communicator too. Of a collective that a device waits in, `over` says
+/// whether it has ended although the scope is still there; the watchdog's thread asks it before it
+/// tells of the wait. It throws nothing.
 class CollectiveScope {
  public:
-  CollectiveScope(const Communicator& communicator, const char* collective);
+  CollectiveScope(const Communicator& communicator, const char* collective,
+                  std::function<bool()> over = nullptr);
   ~CollectiveScope();
   CollectiveScope(const CollectiveScope&) = delete;
   CollectiveScope& operator=(const CollectiveScope&) = delete;

@@ -91,10 +91,10 @@ void fail(const std::string& way, Communicator& world) {
 }  // namespace scone
 
 int main(int argc, char** argv) {
-  scone::MpiSession session(argc, argv);
+  scone::Session session(argc, argv);
   const auto world = scone::make_mpi_communicator();
   try {
-    session.check_threads();
+    session.check_ranks();
     scone::fail(argc == 2 ? argv[1] : "", *world);
     return 0;
   } catch (const std::exception& error) {

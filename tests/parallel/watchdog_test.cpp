@@ -79,6 +79,22 @@ TEST(Watchdog, IsQuietWhileRanksCome) {
   EXPECT_EQ(heard.count(), 0u);
 }
 
+// A device's collective, of which nobody hears when it ends.
+TEST(Watchdog, AWaitThatIsOverIsNotToldOf) {
+  const auto self = make_self_communicator();
+  std::atomic<bool> over = true;
+  const CollectiveScope scope(*self, "all_reduce", [&] { return over.load(); });
+  std::atomic<bool> heard = false;
+  const Watchdog watchdog(std::chrono::milliseconds(40), [&](const std::string&) { heard = true; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  EXPECT_FALSE(heard);
+  over = false;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (!heard && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(heard);
+}
+
 TEST(Watchdog, EveryCollectiveOfThreadsIsWatched) { run_as_threads(3, check_waits_are_watched); }
 
 // The wait that lasts longest is told, of several that last too long.
