@@ -110,6 +110,54 @@ TEST_P(CudaModelTest, RepeatsBitByBit) {
   EXPECT_EQ(first.gradients, second.gradients);
 }
 
+/// Losses a position of 50 steps on one batch.
+std::vector<double> train(const ModelCase& model_case, Backend& backend, DType dtype) {
+  constexpr int kSteps = 50;
+  const reference::Batch batch = random_batch(model_case.config, 3);
+  SconeModel model(model_case.config, batch, 4, backend, dtype);
+  struct State {
+    ParameterSet& parameters;
+    Tensor m, v;
+  };
+  std::vector<State> states;
+  for (ParameterSet* set : {&model.main_parameters, &model.fgram_parameters}) {
+    const auto make = [&] {
+      return Tensor::zeros({set->elements()}, DType::fp32, backend.device());
+    };
+    states.push_back({*set, make(), make()});
+  }
+  const auto positions = static_cast<float>(batch.tokens.size());
+  std::vector<double> losses;
+  for (int step = 1; step <= kSteps; ++step) {
+    losses.push_back(model.forward_backward(batch, 1 / positions) / positions);
+    for (const State& state : states) {
+      const ParameterSet& set = state.parameters;
+      const AdamwRange all{0, 0, set.elements(), true};
+      backend.adamw({set.flat_values(), set.flat_gradients(), state.m, state.v, set.flat_working()},
+                    std::span(&all, 1), {.lr = 0.005F, .weight_decay = 0.1F, .step = step});
+    }
+  }
+  return losses;
+}
+
+TEST_P(CudaModelTest, FiftyStepsFollowTheProcessors) {
+  SKIP_WITHOUT_CUDA();
+  const auto& [model_case, dtype] = GetParam();
+  const std::vector<double> expected = train(model_case, cpu_backend(), DType::fp32);
+  const std::vector<double> found = train(model_case, cuda_backend(), dtype);
+  const double allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-4;  // of the first loss
+  double worst = 0;
+  for (std::size_t step = 0; step < expected.size(); ++step) {
+    const double error = std::abs(found[step] - expected[step]) / expected[0];
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  }
+  EXPECT_LT(worst, allowed);
+  EXPECT_LT(found.back(), 0.5 * found.front());
+  std::printf("%s %s: loss from %.3f to %.3f (processor %.3f), largest difference %.1e of %.1e\n",
+              model_case.name.c_str(), name_of(dtype), found.front(), found.back(), expected.back(),
+              worst, allowed);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaModelTest,
                          ::testing::Combine(::testing::ValuesIn(model_cases()),
                                             ::testing::ValuesIn(kTypes)),
