@@ -243,6 +243,48 @@ void CudaBackend::swiglu_backward(const Tensor& d_y, const Tensor& gate, const T
   });
 }
 
+// The optimizer's operations.
+
+void CudaBackend::adamw(const AdamwTensors& tensors, std::span<const AdamwRange> ranges,
+                        const AdamwStep& step) {
+  const Arguments a("adamw");
+  std::int64_t values = 0, states = 0;
+  for (const AdamwRange& range : ranges) {
+    values = std::max(values, range.value_begin + range.count);
+    states = std::max(states, range.state_begin + range.count);
+  }
+  cuda::adamw({a.get<float>(tensors.values, "values", values),
+               a.get<float>(tensors.gradients, "gradients", states),
+               a.get<float>(tensors.m, "m", states), a.get<float>(tensors.v, "v", states),
+               a.get_optional<__nv_bfloat16>(tensors.working, "working", values)},
+              ranges, step, stream());
+}
+
+template <class Sum>
+double CudaBackend::number(std::span<const cuda::FloatSpan> parts, Sum of_all) {
+  const std::int64_t bytes = cuda::sum_workspace_bytes(parts);
+  const Scratch work = scratch(bytes + static_cast<std::int64_t>(sizeof(double)));
+  auto* result = reinterpret_cast<double*>(work.data + bytes);
+  of_all(parts, result, work.data, stream());
+  double value = 0;
+  downloads_.download(result, &value, sizeof value);
+  return value;
+}
+
+double CudaBackend::squared_norm(std::span<const Tensor> parts) {
+  const Arguments a("squared_norm");
+  std::vector<cuda::FloatSpan> spans;
+  for (const Tensor& part : parts) {
+    spans.push_back({a.get<float>(part, "a part", part.elements()), part.elements()});
+  }
+  return number(spans, cuda::squared_norm);
+}
+
+double CudaBackend::sum(const Tensor& x) {
+  const cuda::FloatSpan part{Arguments("sum").get<float>(x, "x", x.elements()), x.elements()};
+  return number(std::span(&part, 1), cuda::sum);
+}
+
 // Opening it.
 
 namespace {

@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "model/ops/cuda/matrix_product.h"
+#include "model/ops/cuda/optimizer.h"
 #include "model/ops/ops.h"
 #include "parallel/cuda/device.h"
 #include "parallel/cuda/transfer.h"
@@ -102,6 +104,9 @@ class CudaBackend final : public Backend {
     std::byte* data;
   };
   Scratch scratch(std::int64_t bytes);
+  /// What of_all(parts, result, workspace, stream) writes to result.
+  template <class Sum>
+  double number(std::span<const cuda::FloatSpan> parts, Sum of_all);
   /// The device is the calling thread's current one after this, as launches need.
   cudaStream_t stream() const {
     device_.make_current();

@@ -131,6 +131,66 @@ void CudaBackend::scatter_rows(const Tensor& source, const Tensor& index, const 
                      a.get<float>(target, "target", count > 0 ? width : 0), count, width, stream());
 }
 
+void CudaBackend::scatter_add_rows(const Tensor& source, const Tensor& index, const Tensor& target,
+                                   std::int64_t count) {
+  if (count == 0) return;
+  const Arguments a("scatter_add_rows");
+  const std::int64_t width = source.dim(1);
+  const Scratch work = scratch(cuda::scatter_add_rows_workspace_bytes(count));
+  cuda::scatter_add_rows(
+      a.get<float>(source, "source", count * width), a.get<std::int32_t>(index, "index", count),
+      a.get<float>(target, "target", width), target.dim(0), count, width, work.data, stream());
+}
+
+namespace {
+
+cuda::EmbeddingIndices indices_of(const EmbeddingInput& input, const Arguments& a,
+                                  bool with_positions, std::int64_t count) {
+  return {a.get<std::int32_t>(input.tokens, "tokens", count),
+          a.get<std::int32_t>(input.positions, "positions", with_positions ? count : 0),
+          a.get_optional<std::int32_t>(input.row_of_position, "row_of_position", count),
+          input.combine};
+}
+
+}  // namespace
+
+void CudaBackend::embed(const EmbeddingInput& input, const Tensor& token_embedding,
+                        const Tensor& position_embedding, const Tensor& rows, const Tensor& out,
+                        std::int64_t count) {
+  const Arguments a("embed");
+  const std::int64_t width = token_embedding.dim(1);
+  const cuda::EmbeddingIndices indices = indices_of(input, a, !position_embedding.empty(), count);
+  a.with_type_of(token_embedding, "token_embedding", [&]<class T>(T) {
+    cuda::embed<T>(indices, a.get<T>(token_embedding, "token_embedding", width),
+                   a.get_optional<T>(position_embedding, "position_embedding", width),
+                   a.get_optional<float>(rows, "rows", width), a.get<T>(out, "out", count * width),
+                   count, width, stream());
+  });
+}
+
+void CudaBackend::embed_backward(const EmbeddingInput& input, const Tensor& d_out,
+                                 const Tensor& d_token_embedding,
+                                 const Tensor& d_position_embedding, const Tensor& d_rows,
+                                 std::int64_t count) {
+  const Arguments a("embed_backward");
+  const std::int64_t width = d_token_embedding.dim(1);
+  const auto rows_of = [](const Tensor& tensor) { return tensor.empty() ? 0 : tensor.dim(0); };
+  const cuda::EmbeddingIndices indices = indices_of(input, a, !d_position_embedding.empty(), count);
+  const cuda::EmbeddingGradients gradients{
+      a.get<float>(d_token_embedding, "d_token_embedding", width),
+      rows_of(d_token_embedding),
+      a.get_optional<float>(d_position_embedding, "d_position_embedding", width),
+      rows_of(d_position_embedding),
+      a.get_optional<float>(d_rows, "d_rows", width),
+      rows_of(d_rows)};
+  const Scratch work =
+      scratch(cuda::embed_backward_workspace_bytes(indices, gradients, count, width));
+  a.with_type_of(d_out, "d_out", [&]<class T>(T) {
+    cuda::embed_backward<T>(indices, a.get<T>(d_out, "d_out", count * width), gradients, count,
+                            width, work.data, stream());
+  });
+}
+
 void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
                                 bool with_gradient, float gradient_scale, std::int64_t rows) {
   const Arguments a("cross_entropy");
@@ -171,3 +231,5 @@ void CudaBackend::cross_entropy_join(const Tensor& logits, const Tensor& targets
                                 gradient_scale, rows, classes, stream());
   });
 }
+
+}  // namespace scone
