@@ -7,9 +7,9 @@
 #include <cstdio>
 #include <tuple>
 
-#include "../model/model_fixture.h"
-#include "../model/op_checks.h"
 #include "cuda_test.h"
+#include "model_fixture.h"
+#include "op_checks.h"
 
 namespace scone {
 namespace {
@@ -19,8 +19,7 @@ constexpr DType kTypes[] = {DType::fp32, DType::bf16};
 class CudaOpTest : public ::testing::TestWithParam<std::tuple<OpCase, DType>> {};
 
 TEST_P(CudaOpTest, AgreesWithTheDoubleReferenceAndItsDifferences) {
-  SKIP_WITHOUT_CUDA();
-  check_op(std::get<0>(GetParam()), cuda_backend(), std::get<1>(GetParam()));
+  check_op(std::get<0>(GetParam()), test_cuda_backend(), std::get<1>(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, CudaOpTest,
@@ -32,18 +31,13 @@ INSTANTIATE_TEST_SUITE_P(Registry, CudaOpTest,
                          });
 
 TEST(CudaBackend, AdamwFollowsItsFormula) {
-  SKIP_WITHOUT_CUDA();
-  for (const DType dtype : kTypes) check_adamw(cuda_backend(), dtype);
+  for (const DType dtype : kTypes) check_adamw(test_cuda_backend(), dtype);
 }
 
-TEST(CudaBackend, NormAndSum) {
-  SKIP_WITHOUT_CUDA();
-  check_reductions(cuda_backend());
-}
+TEST(CudaBackend, NormAndSum) { check_reductions(test_cuda_backend()); }
 
 TEST(CudaBackend, UploadDownloadCopyZero) {
-  SKIP_WITHOUT_CUDA();
-  for (const DType dtype : kTypes) check_moves(cuda_backend(), dtype);
+  for (const DType dtype : kTypes) check_moves(test_cuda_backend(), dtype);
 }
 
 /// Loss, losses and gradients of a model on a batch.
@@ -80,10 +74,9 @@ double relative(const std::vector<float>& found, const std::vector<float>& expec
 class CudaModelTest : public ::testing::TestWithParam<std::tuple<ModelCase, DType>> {};
 
 TEST_P(CudaModelTest, LossAndGradientsAgreeWithTheProcessor) {
-  SKIP_WITHOUT_CUDA();
   const auto& [model_case, dtype] = GetParam();
   const Outcome expected = run_model(model_case, cpu_backend(), DType::fp32);
-  const Outcome found = run_model(model_case, cuda_backend(), dtype);
+  const Outcome found = run_model(model_case, test_cuda_backend(), dtype);
   // bf16: weights and activations have 8 bits; the layers' errors add up like a random walk's.
   const double loss_allowed = dtype == DType::bf16 ? 0x1p-7 : 2e-6;
   const double gradient_allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-5;
@@ -101,10 +94,9 @@ TEST_P(CudaModelTest, LossAndGradientsAgreeWithTheProcessor) {
 }
 
 TEST_P(CudaModelTest, RepeatsBitByBit) {
-  SKIP_WITHOUT_CUDA();
   const auto& [model_case, dtype] = GetParam();
-  const Outcome first = run_model(model_case, cuda_backend(), dtype);
-  const Outcome second = run_model(model_case, cuda_backend(), dtype);
+  const Outcome first = run_model(model_case, test_cuda_backend(), dtype);
+  const Outcome second = run_model(model_case, test_cuda_backend(), dtype);
   EXPECT_EQ(first.loss, second.loss);
   EXPECT_EQ(first.losses, second.losses);
   EXPECT_EQ(first.gradients, second.gradients);
@@ -141,10 +133,9 @@ std::vector<double> train(const ModelCase& model_case, Backend& backend, DType d
 }
 
 TEST_P(CudaModelTest, FiftyStepsFollowTheProcessors) {
-  SKIP_WITHOUT_CUDA();
   const auto& [model_case, dtype] = GetParam();
   const std::vector<double> expected = train(model_case, cpu_backend(), DType::fp32);
-  const std::vector<double> found = train(model_case, cuda_backend(), dtype);
+  const std::vector<double> found = train(model_case, test_cuda_backend(), dtype);
   const double allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-4;  // of the first loss
   double worst = 0;
   for (std::size_t step = 0; step < expected.size(); ++step) {
