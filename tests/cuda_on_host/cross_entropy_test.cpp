@@ -62,9 +62,9 @@ TYPED_TEST(CrossEntropy, AgreesWithTheReference) {
     const DeviceArray<std::int32_t> target(targets);
     const DeviceArray<float> losses(rows), again(rows);
     const auto count = static_cast<std::int64_t>(rows), width = static_cast<std::int64_t>(classes);
-    cross_entropy(x.data(), target.data(), again.data(), false, 0.0F, count, width, nullptr);
+    cross_entropy(x.data(), target.data(), width, again.data(), false, 0.0F, count, width, nullptr);
     EXPECT_EQ(x.doubles(), doubles_of(logits)) << "logits changed without a gradient asked for";
-    cross_entropy(x.data(), target.data(), losses.data(), true, kGradientScale, count, width,
+    cross_entropy(x.data(), target.data(), width, losses.data(), true, kGradientScale, count, width,
                   nullptr);
     const std::string name = std::to_string(classes) + " classes";
     EXPECT_EQ(losses.values(), again.values());
@@ -140,7 +140,7 @@ TYPED_TEST(CrossEntropy, InPartsAgreesWithTheReference) {
 }
 
 TYPED_TEST(CrossEntropy, NothingToDo) {
-  cross_entropy<TypeParam>(nullptr, nullptr, nullptr, true, 1.0F, 0, 10, nullptr);
+  cross_entropy<TypeParam>(nullptr, nullptr, 10, nullptr, true, 1.0F, 0, 10, nullptr);
   cross_entropy_part<TypeParam>(nullptr, nullptr, 0, 10, nullptr, 0, 10, nullptr);
   cross_entropy_join<TypeParam>(nullptr, nullptr, 0, 10, nullptr, 2, nullptr, true, 1.0F, 0, 10,
                                 nullptr);

@@ -133,21 +133,23 @@ __device__ __forceinline__ Running statistics_of_row(const T* row, std::int64_t 
 /// A block takes a row: once through it for the sum, once more for the gradient.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
-    cross_entropy_rows(T* logits, const std::int32_t* targets, float* losses, bool with_gradient,
-                       float gradient_scale, std::int64_t rows, std::int64_t classes) {
+    cross_entropy_rows(T* logits, const std::int32_t* targets, std::int64_t used, float* losses,
+                       bool with_gradient, float gradient_scale, std::int64_t rows,
+                       std::int64_t columns) {
   for (std::int64_t i = blockIdx.x; i < rows; i += gridDim.x) {
-    T* const row = logits + i * classes;
+    T* const row = logits + i * columns;
     const std::int64_t target = targets[i];
     if (target < 0) {
       if (threadIdx.x == 0) losses[i] = 0.0F;
-      if (with_gradient) write_zeros(row, 0, classes);
+      if (with_gradient) write_zeros(row, 0, columns);
       continue;
     }
     const float at_target = element_to_float(row[target]);  // before any gradient is written
-    const Running all = statistics_of_row(row, classes);
+    const Running all = statistics_of_row(row, used);
     if (threadIdx.x == 0) losses[i] = logf(all.sum) + (all.largest - at_target);
     if (with_gradient) {
-      write_gradient(row, classes, target, all.largest, gradient_scale / all.sum, gradient_scale);
+      write_gradient(row, used, target, all.largest, gradient_scale / all.sum, gradient_scale);
+      write_zeros(row, used, columns);
     }
   }
 }
@@ -210,12 +212,12 @@ LaunchShape blocks_of_rows(std::int64_t rows, std::int64_t classes) {
 }  // namespace
 
 template <class T>
-void cross_entropy(T* logits, const std::int32_t* targets, float* losses, bool with_gradient,
-                   float gradient_scale, std::int64_t rows, std::int64_t classes,
-                   cudaStream_t stream) {
+void cross_entropy(T* logits, const std::int32_t* targets, std::int64_t used, float* losses,
+                   bool with_gradient, float gradient_scale, std::int64_t rows,
+                   std::int64_t columns, cudaStream_t stream) {
   if (rows == 0) return;
-  SCONE_LAUNCH(cross_entropy_rows<T>, blocks_of_rows(rows, classes), stream, logits, targets,
-               losses, with_gradient, gradient_scale, rows, classes);
+  SCONE_LAUNCH(cross_entropy_rows<T>, blocks_of_rows(rows, used), stream, logits, targets, used,
+               losses, with_gradient, gradient_scale, rows, columns);
 }
 
 template <class T>
@@ -239,8 +241,8 @@ void cross_entropy_join(T* logits, const std::int32_t* targets, std::int64_t fir
 }
 
 #define SCONE_INSTANTIATE(T)                                                                      \
-  template void cross_entropy(T*, const std::int32_t*, float*, bool, float, std::int64_t,         \
-                              std::int64_t, cudaStream_t);                                        \
+  template void cross_entropy(T*, const std::int32_t*, std::int64_t, float*, bool, float,         \
+                              std::int64_t, std::int64_t, cudaStream_t);                          \
   template void cross_entropy_part(const T*, const std::int32_t*, std::int64_t, std::int64_t,     \
                                    float*, std::int64_t, std::int64_t, cudaStream_t);             \
   template void cross_entropy_join(T*, const std::int32_t*, std::int64_t, std::int64_t,           \
