@@ -26,10 +26,10 @@ class DeviceArray {
  public:
   explicit DeviceArray(std::size_t size) : size_(size) {
     EXPECT_EQ(cudaMalloc(&data_, std::max<std::size_t>(bytes(), 1)), cudaSuccess);
-    EXPECT_EQ(cudaMemset(data_, 0xFF, bytes()), cudaSuccess);
+    EXPECT_EQ(cudaMemsetAsync(data_, 0xFF, bytes()), cudaSuccess);
   }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    EXPECT_EQ(cudaMemcpy(data_, values.data(), bytes(), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaMemcpyAsync(data_, values.data(), bytes(), cudaMemcpyHostToDevice), cudaSuccess);
   }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
@@ -38,8 +38,7 @@ class DeviceArray {
   T* data() const { return static_cast<T*>(data_); }
   std::vector<T> values() const {
     std::vector<T> result(size_);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    EXPECT_EQ(cudaMemcpy(result.data(), data_, bytes(), cudaMemcpyDeviceToHost), cudaSuccess);
+    EXPECT_EQ(cudaMemcpyAsync(result.data(), data_, bytes(), cudaMemcpyDeviceToHost), cudaSuccess);
     return result;
   }
   Doubles doubles() const {
@@ -76,12 +75,18 @@ Doubles doubles_of(const std::vector<T>& values) {
   return result;
 }
 
-/// Largest error over 1 + the largest magnitude of what is expected; infinite for NaN.
-inline double worst_error(const Doubles& found, const Doubles& expected) {
+/// Largest error over 1 + the largest magnitude that is expected in the same row of `width`;
+/// infinite for NaN.
+inline double worst_error(const Doubles& found, const Doubles& expected, std::int64_t width) {
   EXPECT_EQ(found.size(), expected.size());
   double worst = 0, largest = 0;
-  for (const double value : expected) largest = std::max(largest, std::abs(value));
   for (std::size_t i = 0; i < std::min(found.size(), expected.size()); ++i) {
+    const auto columns = static_cast<std::size_t>(width);
+    if (i % columns == 0) {
+      largest = 0;
+      for (std::size_t j = i; j < i + columns; ++j)
+        largest = std::max(largest, std::abs(expected[j]));
+    }
     const double error = std::abs(found[i] - expected[i]) / (1 + largest);
     worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
   }
@@ -90,19 +95,25 @@ inline double worst_error(const Doubles& found, const Doubles& expected) {
 
 /// fp32: epsilon times the length of the sums. bf16: inputs are exact and sums are in fp32, so a
 /// result carries its own rounding and that of weights and scores' gradients, each half an epsilon
-/// of 2^-8 of the terms' magnitudes, which the largest result bounds but for a small factor.
+/// of 2^-8 of the terms' magnitudes, which the largest of the row bounds but for a small factor.
+/// `factor`: how much larger than 1 queries and keys are; gradients of scores, rounded, are
+/// multiplied by them, and scores are larger by its square.
 template <class T>
-double tolerance(std::int64_t reduction) {
-  return kIsBf16<T> ? 4.0 / 256 : std::numeric_limits<float>::epsilon() * double(reduction);
+double tolerance(std::int64_t reduction, int factor) {
+  constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+  return kIsBf16<T> ? 4.0 / 256 * factor
+                    : kEpsilon * static_cast<double>(reduction * factor * factor);
 }
 
+/// Both are [any, width].
 template <class T>
-void expect_near(const char* what, const Doubles& found, const Doubles& expected,
-                 std::int64_t reduction, const std::string& where) {
-  const double worst = worst_error(found, expected), allowed = tolerance<T>(reduction);
-  EXPECT_LT(worst, allowed) << what << " of " << where;
-  std::printf("%s %s, %s: error %.1e, allowed %.1e\n", kIsBf16<T> ? "bf16" : "fp32", where.c_str(),
-              what, worst, allowed);
+void expect_near(const std::string& what, const Doubles& found, const Doubles& expected,
+                 std::int64_t width, std::int64_t reduction, int factor = 1) {
+  const double worst = worst_error(found, expected, width),
+               allowed = tolerance<T>(reduction, factor);
+  EXPECT_LT(worst, allowed) << what;
+  std::printf("%s %s: error %.1e, allowed %.1e\n", kIsBf16<T> ? "bf16" : "fp32", what.c_str(),
+              worst, allowed);
 }
 
 /// Attention of rows to lists of rows, and its gradients.

@@ -68,8 +68,8 @@ TYPED_TEST(CrossEntropy, AgreesWithTheReference) {
                   nullptr);
     const std::string name = std::to_string(classes) + " classes";
     EXPECT_EQ(losses.values(), again.values());
-    expect_near<float>("losses", losses.doubles(), expected.losses, kLossReduction, name);
-    expect_near<T>("gradients", x.doubles(), expected.gradients, 64, name);
+    expect_near<float>(name + ", losses", losses.doubles(), expected.losses, 1, kLossReduction);
+    expect_near<T>(name + ", gradients", x.doubles(), expected.gradients, width, 64);
   }
 }
 
@@ -121,8 +121,8 @@ TYPED_TEST(CrossEntropy, InPartsAgreesWithTheReference) {
     EXPECT_EQ(x.doubles(), doubles_of(own[p]));
     join(losses, true);
     EXPECT_EQ(losses.values(), again.values());
-    expect_near<float>("losses", losses.doubles(), expected.losses, kLossReduction,
-                       "part " + std::to_string(p));
+    expect_near<float>("part " + std::to_string(p) + ", losses", losses.doubles(), expected.losses,
+                       1, kLossReduction);
     const Doubles found = x.doubles();
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::int64_t j = 0; j < part.columns; ++j) {
@@ -136,7 +136,7 @@ TYPED_TEST(CrossEntropy, InPartsAgreesWithTheReference) {
       }
     }
   }
-  expect_near<T>("gradients", gradients, expected.gradients, 64, "3 parts");
+  expect_near<T>("3 parts, gradients", gradients, expected.gradients, classes, 64);
 }
 
 TYPED_TEST(CrossEntropy, NothingToDo) {

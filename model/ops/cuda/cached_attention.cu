@@ -36,9 +36,8 @@ __global__ void __launch_bounds__(kThreads)
        i += threads) {
     const std::int64_t row = i / packs, at = i % packs * kPack;
     float values[kPack];  // bf16 goes through fp32 unchanged
-    load_elements<T, kPack>(values, tensors.qkv + row * 3 * sizes.width + sizes.width + at);
-    store_elements<T, kPack>(values,
-                             tensors.keys_values + (sizes.past + row) * 2 * sizes.width + at);
+    load_floats<T, kPack>(tensors.qkv + row * 3 * sizes.width + sizes.width + at, values);
+    store_floats<T, kPack>(tensors.keys_values + (sizes.past + row) * 2 * sizes.width + at, values);
   }
 }
 
@@ -77,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
         o.add(weight, v);
       }
     }
-    o.store_floats(outputs + group * width, width, lane, lanes);
+    o.store_sums(outputs + group * width, width, lane, lanes);
     if (lane == 0) {
       largest_of[group] = largest;
       sum_of[group] = sum;
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < groups; ++i) {
         value += outputs[i * width + e] * expf(largest_of[i] - highest);
       }
-      tensors.out[row * sizes.width + head * width + e] = element_of<T>(value / total);
+      tensors.out[row * sizes.width + head * width + e] = from_float<T>(value / total);
     }
     __syncthreads();  // the next pair writes to the same memory
   }
@@ -103,7 +102,6 @@ template <class T>
 void cached_attention(const T* qkv, T* keys_values, std::int64_t past, std::int64_t heads,
                       std::int64_t head_width, T* out, std::int64_t rows, cudaStream_t stream) {
   if (rows == 0 || heads == 0 || head_width == 0) return;
-  constexpr std::int64_t kMostBlocks = std::int64_t{1} << 20;
   const RowSplit split = split_row<T>(head_width, "cached attention");
   const CachedTensors<T> tensors{qkv, keys_values, out};
   const CachedSizes sizes{past,
@@ -119,10 +117,10 @@ void cached_attention(const T* qkv, T* keys_values, std::int64_t past, std::int6
     SCONE_LAUNCH((cached_attention_append<T, kPack>),
                  (LaunchShape{std::min((packs + kThreads - 1) / kThreads, kMostBlocks), kThreads}),
                  stream, tensors, sizes);
-    SCONE_LAUNCH(
-        (cached_attention_rows<T, kPack, kPacks>),
-        (LaunchShape{std::min(rows * heads, kMostBlocks), kThreads, 4 * groups * (head_width + 2)}),
-        stream, tensors, sizes);
+    SCONE_LAUNCH((cached_attention_rows<T, kPack, kPacks>),
+                 (LaunchShape{std::min(rows * heads, kMostBlocks), kThreads,
+                              static_cast<std::size_t>(4 * groups * (head_width + 2))}),
+                 stream, tensors, sizes);
   });
 }
 

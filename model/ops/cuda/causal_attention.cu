@@ -10,7 +10,6 @@
 
 #include "model/ops/cuda/causal_attention.h"
 #include "model/ops/cuda/causal_attention_kernels.h"
-#include "model/ops/cuda/head_elements.h"
 #include "model/ops/cuda/kernel_tools.h"
 #include "model/ops/cuda/launch.h"
 
@@ -41,8 +40,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
       const std::int64_t at = row * sizes.width + head * sizes.head_width;
       for (int i = lane * kPack; i < sizes.head_width; i += kLanesOfHead * kPack) {
         float out[kPack], d_out[kPack];
-        load_elements<T, kPack>(out, tensors.out + at + i);
-        load_elements<T, kPack>(d_out, tensors.d_out + at + i);
+        load_floats<T, kPack>(tensors.out + at + i, out);
+        load_floats<T, kPack>(tensors.d_out + at + i, d_out);
 #pragma unroll
         for (int e = 0; e < kPack; ++e) sum = fmaf(out[e], d_out[e], sum);
       }
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 /// Blocks of kPrepareThreads for so many threads, at most so many that each goes round again.
 std::int64_t blocks_for(std::int64_t threads) {
-  return std::min((threads + kPrepareThreads - 1) / kPrepareThreads, std::int64_t{1} << 20);
+  return std::min(divide_up(threads, kPrepareThreads), kMostBlocks);
 }
 
 template <class T>
@@ -173,7 +172,7 @@ void causal_attention_backward(const CausalShape& shape, const T* qkv,
   tensors.workspace = causal_workspace(shape, workspace);
   const CausalSizes sizes = causal_sizes(shape);
 
-  constexpr int kPack = kElementsOf16Bytes<T>;
+  constexpr int kPack = Pack<T>::kSize;
   const std::int64_t items =
       shape.sequences * tensors.workspace.tiles * kStartTile * shape.heads * kLanesOfHead;
   const LaunchShape prepare{blocks_for(items), kPrepareThreads};

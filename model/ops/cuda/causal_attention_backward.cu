@@ -24,8 +24,8 @@ struct Backward {
   static constexpr int kOwned = 16 * kWarps, kTile = kStartTile, kPart = 32;
   static constexpr bool kHeld = kWidth <= 64;
   static constexpr int kBlocks = kWidth <= 64 ? 3 : 1;  // on a multiprocessor
-  static constexpr std::int64_t kSharedBytes =
-      std::int64_t{2} * kWidth * (2 * kOwned + 4 * kTile) + 2 * 3 * kTile * 4;
+  static constexpr std::size_t kSharedBytes =
+      std::size_t{2} * kWidth * (2 * kOwned + 4 * kTile) + 2 * 3 * kTile * 4;
 };
 
 /// First tile at or after `tile` with a query that sees keys before key_end; `tiles` if none.

@@ -236,7 +236,7 @@ void forward_of_width(const CausalShape& shape, const CausalTensors<Bf16>& tenso
                       cudaStream_t stream) {
   using Shape = Forward<kWidth>;
   const std::int64_t tiles = (shape.length + Shape::kQueries - 1) / Shape::kQueries;
-  const std::int64_t bytes = std::int64_t{2} * kWidth * (Shape::kQueries + 2 * Shape::kKeys);
+  const std::size_t bytes = std::size_t{2} * kWidth * (Shape::kQueries + 2 * Shape::kKeys);
   SCONE_LAUNCH(
       causal_attention_forward<kWidth>,
       (LaunchShape{tiles * shape.heads * shape.sequences, Forward<kWidth>::kThreads, bytes}),

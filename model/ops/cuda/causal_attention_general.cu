@@ -10,7 +10,6 @@
 #include <string>
 
 #include "model/ops/cuda/causal_attention_kernels.h"
-#include "model/ops/cuda/head_elements.h"
 #include "model/ops/cuda/kernel_tools.h"
 #include "model/ops/cuda/launch.h"
 
@@ -31,7 +30,7 @@ __device__ __forceinline__ void load_rows(float* tile, const T* source, std::int
   for (int i = static_cast<int>(threadIdx.x); i < Shape::kTile * width; i += Shape::kThreads) {
     const int row = i / width, column = i % width;
     tile[row * (width + 1) + column] =
-        begin + row < end ? element_to_float(source[(begin + row) * stride + column]) : 0.0F;
+        begin + row < end ? to_float(source[(begin + row) * stride + column]) : 0.0F;
   }
 }
 
@@ -42,7 +41,7 @@ __device__ __forceinline__ void store_rows(const float* tile, T* target, std::in
     const int row = i / width, column = i % width;
     if (begin + row < end) {
       target[(begin + row) * stride + column] =
-          element_of<T>(tile[row * (width + 1) + column] * factor);
+          from_float<T>(tile[row * (width + 1) + column] * factor);
     }
   }
 }
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     const int row = i / width, c = i % width;
     if (begin + row < length) {
       tensors.out[(place.first_row + begin + row) * sizes.width + column + c] =
-          element_of<T>(o[row * row_floats + c] / sums[row]);
+          from_float<T>(o[row * row_floats + c] / sums[row]);
     }
   }
   if (thread < kTile && begin + thread < length) {
@@ -272,12 +271,13 @@ __global__ void __launch_bounds__(Shape::kThreads)
                     width, sizes.scale);
 }
 
-constexpr std::int64_t kMostSharedBytes = std::int64_t{96} * 1024;
+constexpr std::size_t kMostSharedBytes = std::size_t{96} * 1024;
 
 /// `head_tiles` tiles of rows, `score_tiles` of scores and 3 numbers a row.
 template <int kTile>
-std::int64_t shared_bytes(std::int64_t head_width, int head_tiles, int score_tiles) {
-  return 4 * kTile * (head_tiles * (head_width + 1) + score_tiles * (kTile + 1) + 3);
+std::size_t shared_bytes(std::int64_t head_width, int head_tiles, int score_tiles) {
+  return static_cast<std::size_t>(4 * kTile *
+                                  (head_tiles * (head_width + 1) + score_tiles * (kTile + 1) + 3));
 }
 
 /// Calls f.template operator()<Shape>() with the largest tiles that fit.

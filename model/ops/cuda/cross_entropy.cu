@@ -5,7 +5,6 @@
 #include <cfloat>
 
 #include "model/ops/cuda/cross_entropy.h"
-#include "model/ops/cuda/head_elements.h"
 #include "model/ops/cuda/kernel_tools.h"
 #include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/tensor_core.h"
@@ -53,26 +52,26 @@ struct Running {
 template <class T, class Function>
 __device__ __forceinline__ void for_each_of_row(const T* row, std::int64_t count,
                                                 const Function& f) {
-  constexpr int kPack = kElementsOf16Bytes<T>;
+  constexpr int kPack = Pack<T>::kSize;
   const auto misaligned =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(row) % 16 / sizeof(T));
   const std::int64_t lead = min((kPack - misaligned) % kPack, count);
   const std::int64_t packs = (count - lead) / kPack, thread = threadIdx.x, threads = blockDim.x;
   if (thread < lead) {
     float value[1];
-    load_elements<T, 1>(value, row + thread);
+    load_floats<T, 1>(row + thread, value);
     f(value, thread);
   }
 #pragma unroll 4
   for (std::int64_t i = thread; i < packs; i += threads) {
     float values[kPack];
-    load_elements<T, kPack>(values, row + lead + i * kPack);
+    load_floats<T, kPack>(row + lead + i * kPack, values);
     f(values, lead + i * kPack);
   }
   const std::int64_t last = lead + packs * kPack + thread;
   if (last < count) {
     float value[1];
-    load_elements<T, 1>(value, row + last);
+    load_floats<T, 1>(row + last, value);
     f(value, last);
   }
 }
@@ -112,13 +111,13 @@ __device__ __forceinline__ void write_gradient(T* row, std::int64_t count, std::
       gradient[i] = factor * exponential<T>(values[i] - largest);
       if (at + i == target) gradient[i] -= gradient_scale;
     }
-    store_elements<T, kCount>(gradient, row + at);
+    store_floats<T, kCount>(row + at, gradient);
   });
 }
 
 template <class T>
 __device__ __forceinline__ void write_zeros(T* row, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) row[i] = element_of<T>(0.0F);
+  for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) row[i] = from_float<T>(0.0F);
 }
 
 template <class T>
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kMostThreads)
       if (with_gradient) write_zeros(row, 0, columns);
       continue;
     }
-    const float at_target = element_to_float(row[target]);  // before any gradient is written
+    const float at_target = to_float(row[target]);  // before any gradient is written
     const Running all = statistics_of_row(row, used);
     if (threadIdx.x == 0) losses[i] = logf(all.sum) + (all.largest - at_target);
     if (with_gradient) {
@@ -166,8 +165,7 @@ __global__ void __launch_bounds__(kMostThreads)
       const std::int64_t target = targets[i], own = target - first_class;
       statistics[3 * i] = all.largest;
       statistics[3 * i + 1] = all.sum;
-      statistics[3 * i + 2] =
-          target >= 0 && own >= 0 && own < used ? element_to_float(row[own]) : 0.0F;
+      statistics[3 * i + 2] = target >= 0 && own >= 0 && own < used ? to_float(row[own]) : 0.0F;
     }
   }
 }
@@ -206,7 +204,7 @@ __global__ void __launch_bounds__(kMostThreads)
 /// are read again.
 LaunchShape blocks_of_rows(std::int64_t rows, std::int64_t classes) {
   const int threads = classes >= 8192 ? 1024 : classes >= 2048 ? 256 : 64;
-  return {std::min(rows, std::int64_t{1} << 30), threads};
+  return {std::min(rows, kMostBlocks), threads};
 }
 
 }  // namespace

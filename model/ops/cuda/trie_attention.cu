@@ -235,8 +235,8 @@ __global__ void __launch_bounds__(kThreads)
   if (of_spine || goes_on) {
     float* const sums = (of_spine ? workspace.sums : workspace.own_sums) +
                         (std::int64_t{tile} * kSplitDepths + depth) * 2 * sizes.width + column;
-    d_k.store_floats(sums, width, item.lane, lanes);
-    d_v.store_floats(sums + sizes.width, width, item.lane, lanes);
+    d_k.store_sums(sums, width, item.lane, lanes);
+    d_v.store_sums(sums + sizes.width, width, item.lane, lanes);
   } else {
     T* const target = tensors.d_qkv + node * 3 * sizes.width + sizes.width + column;
     d_k.store(target, width, item.lane, lanes);
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(kThreads)
       ++tile;
     }
   }
-  tensors.d_qkv[node * 3 * sizes.width + sizes.width + column] = element_of<T>(sum);
+  tensors.d_qkv[node * 3 * sizes.width + sizes.width + column] = from_float<T>(sum);
 }
 
 TrieSizes trie_sizes(const TrieShape& shape, const RowSplit& split) {
