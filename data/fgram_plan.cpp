@@ -38,9 +38,9 @@ std::int64_t place_of(const std::vector<std::int64_t>& all, std::int64_t value) 
 FgramPlanner::FgramPlanner(const FgramVocabulary& vocabulary, Communicator& world,
                            const ProcessGrid& main, const ProcessGrid& fgram)
     : vocabulary_(vocabulary),
-      world_(world.split(0, "plan of the world")),
-      main_tensor_(main.tensor().split(0, "plan of main tensor-parallel")),
-      fgram_tensor_(fgram.tensor().split(0, "plan of fgram tensor-parallel")),
+      world_(world.split_on_host(0, "plan of the world")),
+      main_tensor_(main.tensor().split_on_host(0, "plan of main tensor-parallel")),
+      fgram_tensor_(fgram.tensor().split_on_host(0, "plan of fgram tensor-parallel")),
       fgram_groups_(fgram.data_size()) {}
 
 FgramPlanner::~FgramPlanner() = default;

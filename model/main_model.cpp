@@ -13,6 +13,9 @@
 namespace scone {
 namespace {
 
+/// Of rows of the head: matrix units want aligned rows of logits, and whole tiles.
+constexpr std::int64_t kHeadMultiple = 64;
+
 /// Positions whose logits exist at a time: few enough for a cache on the processor, enough to fill
 /// an accelerator.
 std::int64_t head_tile(Device device) { return device == Device::cpu ? 512 : 8192; }
@@ -82,6 +85,7 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config) {
                                 .weight_decay = true,
                                 .init_std = 0.02};
   specs.push_back(of_tokens);
+  if (config.tie_embeddings) specs.back().padded_rows = kHeadMultiple;
   if (config.main.position == PositionKind::learned) {
     specs.push_back({.name = "main.position_embedding",
                      .shape = {config.main.context, config.main.width},
@@ -93,6 +97,7 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config) {
   if (!config.tie_embeddings) {
     specs.push_back(of_tokens);
     specs.back().name = "main.head";
+    specs.back().padded_rows = kHeadMultiple;
   }
   return specs;
 }
@@ -110,12 +115,12 @@ struct MainModel::State {
   TransformerActivations activations;
   TransformerScratch scratch;
   Tensor token_embedding, d_token_embedding, position_embedding, d_position_embedding;
-  Tensor head, d_head;
-  std::int64_t first_token, own_tokens;             // of this rank's part of the vocabulary
+  Tensor head, d_head;                   // this rank's part, with the zero rows that follow it
+  std::int64_t first_token, own_tokens;  // of this rank's part of the vocabulary
   Tensor tokens, positions, rows, targets, starts;  // int32 [max_positions]
   Tensor losses;                                    // [max_positions]
   std::int64_t tile = 0;                            // positions whose logits exist at a time
-  Tensor logits;                  // [tile, this rank's part of the vocabulary, padded]
+  Tensor logits;                                    // [tile, rows of head]
   Tensor statistics;              // [tensor-parallel ranks, tile, 3] of the logits
   Tensor full;                    // [max_positions, width] where rows are split
   Tensor d_output, d_output_own;  // [max_positions, width], [own, width]: the same if not split
@@ -144,7 +149,10 @@ struct MainModel::State {
     if (config.main.position == PositionKind::learned) {
       get("main.position_embedding", position_embedding, d_position_embedding);
     }
-    get(config.tie_embeddings ? "main.token_embedding" : "main.head", head, d_head);
+    const std::size_t head_index =
+        parameters.find(config.tie_embeddings ? "main.token_embedding" : "main.head");
+    head = parameters.padded_value(head_index);
+    d_head = parameters.padded_gradient(head_index);
     const Slice own = slice_of(config.vocabulary_size, tp.part());
     first_token = own.begin;
     own_tokens = own.count;
@@ -222,7 +230,7 @@ struct MainModel::State {
   void cross_entropy(std::int64_t begin, std::int64_t count, bool with_gradient, float scale) {
     const Tensor target = targets.rows(begin, count), loss = losses.rows(begin, count);
     if (tp.size() == 1) {
-      backend.cross_entropy(logits, target, loss, with_gradient, scale, count);
+      backend.cross_entropy(logits, target, own_tokens, loss, with_gradient, scale, count);
       return;
     }
     const Tensor all = statistics.view({tp.size(), count, 3});

@@ -76,21 +76,27 @@ ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool
                            const Part& part, DType dtype)
     : specs_(std::move(specs)), part_(part), dtype_(dtype) {
   std::int64_t total = 0;
-  std::vector<Shape> shapes;
+  std::vector<Shape> shapes, padded_shapes;
   for (const ParameterSpec& spec : specs_) {
     shapes.push_back(shard_shape(spec.shape, spec.sharding, part.count));
+    Shape& with_rows = padded_shapes.emplace_back(shapes.back());
+    if (spec.padded_rows > 1)
+      with_rows[0] = (with_rows[0] + spec.padded_rows - 1) / spec.padded_rows * spec.padded_rows;
     offsets_.push_back(total);
-    total += padded(elements_of(shapes.back()));
+    total += padded(elements_of(with_rows));
   }
   flat_values_ = Tensor::zeros({total}, DType::fp32, device);
   if (with_gradients) flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
   if (dtype != DType::fp32) flat_working_ = Tensor::zeros({total}, dtype, device);
   for (std::size_t i = 0; i < specs_.size(); ++i) {
-    const auto view = [&](const Tensor& flat) {
-      return flat.rows(offsets_[i], elements_of(shapes[i])).view(shapes[i]);
+    const auto view = [&](const Tensor& flat, const Shape& shape) {
+      return flat.empty() ? Tensor() : flat.rows(offsets_[i], elements_of(shape)).view(shape);
     };
-    values_.push_back(view(dtype == DType::fp32 ? flat_values_ : flat_working_));
-    gradients_.push_back(with_gradients ? view(flat_gradients_) : Tensor());
+    const Tensor& computed_with = dtype == DType::fp32 ? flat_values_ : flat_working_;
+    values_.push_back(view(computed_with, shapes[i]));
+    padded_values_.push_back(view(computed_with, padded_shapes[i]));
+    gradients_.push_back(view(flat_gradients_, shapes[i]));
+    padded_gradients_.push_back(view(flat_gradients_, padded_shapes[i]));
   }
 }
 

@@ -28,6 +28,8 @@ struct ParameterSpec {
   // Replicated, and its gradient is a sum over the rows that a rank holds: of all rows, or with
   // sequence parallelism of a part of them, so that the ranks' gradients must then be added.
   bool sums_rows = false;
+  // Zero rows follow a shard in memory up to a multiple of this, for matrix products to include.
+  std::int64_t padded_rows = 1;
 
   bool replicated() const { return sharding.axis < 0; }
 };
@@ -55,6 +57,9 @@ class ParameterSet {
   /// What the layers compute with, of dtype() and the shard's shape: with fp32 the value itself.
   const Tensor& value(std::size_t i) const { return values_.at(i); }
   const Tensor& gradient(std::size_t i) const { return gradients_.at(i); }
+  /// value(i) and gradient(i) with the zero rows that follow them.
+  const Tensor& padded_value(std::size_t i) const { return padded_values_.at(i); }
+  const Tensor& padded_gradient(std::size_t i) const { return padded_gradients_.at(i); }
   /// Index of the parameter of that name; throws std::out_of_range.
   std::size_t find(const std::string& name) const;
 
@@ -69,7 +74,7 @@ class ParameterSet {
   std::vector<ParameterSpec> specs_;
   Part part_;
   std::vector<std::int64_t> offsets_;
-  std::vector<Tensor> values_, gradients_;
+  std::vector<Tensor> values_, gradients_, padded_values_, padded_gradients_;
   DType dtype_ = DType::fp32;
   Tensor flat_values_, flat_gradients_, flat_working_;
 };

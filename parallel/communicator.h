@@ -53,6 +53,11 @@ class Communicator {
   /// The ranks that give the same color form a new group, in the order of their ranks here. It has
   /// messages of its own, so that another thread may use it. name: for messages.
   virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;
+  /// The same, on host memory also where on_device(): for threads that have nothing to do with a
+  /// device, and without the device's resources.
+  virtual std::unique_ptr<Communicator> split_on_host(int color, const std::string& name) {
+    return split(color, name);
+  }
   /// From any thread, without the others: all_to_all and all_gather of bytes that wait on this
   /// object, now or later, throw. For a thread that must end although another rank has failed.
   virtual void cancel() = 0;

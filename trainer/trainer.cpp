@@ -72,7 +72,7 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
   if (data_.validation) token_bytes_ = token_byte_lengths(*data_.tokenizer);
   writer_ = std::make_unique<CheckpointWriter>(
       std::filesystem::path(config_.run.folder) / "checkpoints",
-      world.split(0, "checkpoint writer"),
+      world.split_on_host(0, "checkpoint writer"),
       CheckpointOptions{.keep = config_.checkpoint.keep,
                         .permanent_every = config_.checkpoint.permanent_every,
                         .async = config_.checkpoint.async});

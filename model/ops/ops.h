@@ -199,13 +199,15 @@ class Backend {
                               const Tensor& d_rows, std::int64_t count) = 0;
 
   /// losses[i] = -log softmax(logits[i])[targets[i]], 0 where targets[i] is -1. logits: [rows,
-  /// classes]; targets: int32 [rows]; losses: [rows]. with_gradient: logits become gradient_scale *
-  /// d losses[i] / d logits[i].
-  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
-                             bool with_gradient, float gradient_scale, std::int64_t rows) = 0;
+  /// any], of which the first `used` columns are classes and the rest padding; targets: int32
+  /// [rows]; losses: [rows]. with_gradient: logits become gradient_scale * d losses[i] / d
+  /// logits[i], padding 0.
+  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t used,
+                             const Tensor& losses, bool with_gradient, float gradient_scale,
+                             std::int64_t rows) = 0;
 
-  // The same with the classes cut over ranks. logits: [rows, classes of this rank], of which the
-  // first `used` are classes first_class .. and the rest padding. targets: global class or -1.
+  // The same with the classes cut over ranks. logits: [rows, any], of which the first `used`
+  // columns are classes first_class .. and the rest padding. targets: global class or -1.
   /// statistics: [rows, 3] = largest logit m, sum of exp(logit - m), logit of the target or 0 where
   /// the target is not of these classes. used = 0: m is the lowest float, the sum 0.
   virtual void cross_entropy_part(const Tensor& logits, const Tensor& targets,

@@ -139,6 +139,9 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, const std::string& name) override {
     return std::make_unique<NcclCommunicator>(host_->split(color, name));
   }
+  std::unique_ptr<Communicator> split_on_host(int color, const std::string& name) override {
+    return host_->split(color, name);
+  }
   void cancel() override {
     cancelled_ = true;
     host_->cancel();

@@ -92,6 +92,9 @@ class StagedCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, const std::string& name) override {
     return std::make_unique<StagedCommunicator>(host_->split(color, name));
   }
+  std::unique_ptr<Communicator> split_on_host(int color, const std::string& name) override {
+    return host_->split(color, name);
+  }
   void cancel() override { host_->cancel(); }
 
   // Of host memory.

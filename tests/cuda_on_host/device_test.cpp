@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda_test.h"
+#include "../model/cuda_test.h"
 #include "host_runtime.h"
 #include "parallel/cuda/transfer.h"
 #include "parallel/error.h"
@@ -24,7 +24,7 @@ using ::testing::ThrowsMessage;
 /// What the runtime says, put back at the end of a test.
 class Device : public ::testing::Test {
  protected:
-  Device() : kept_(cuda_on_host::runtime_state()) { open_test_device(); }
+  Device() : kept_(cuda_on_host::runtime_state()) { test_cuda_backend(); }
   ~Device() override { cuda_on_host::runtime_state() = kept_; }
 
   cuda_on_host::RuntimeState& state_ = cuda_on_host::runtime_state();

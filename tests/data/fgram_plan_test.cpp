@@ -101,6 +101,30 @@ std::vector<Tokens> paths_of(const FgramTrie& trie, const Ids& token_of_row) {
   return paths;
 }
 
+/// rows[i] is the row of `width` that its owner serves from its `table`, cell by cell.
+void fetch(Communicator& group, const RowPlan& plan, std::size_t width,
+           const std::vector<float>& table, std::vector<float>& rows) {
+  const auto ranks = static_cast<std::size_t>(group.size());
+  auto served = plan.served.begin();
+  auto asked = plan.asked.begin();
+  for (std::size_t cell = 0; cell < static_cast<std::size_t>(plan.cells); ++cell) {
+    const auto sent = std::span(plan.served_counts).subspan(cell * ranks, ranks);
+    const auto received = std::span(plan.asked_counts).subspan(cell * ranks, ranks);
+    std::vector<float> out, in;
+    for (const auto end = served + std::accumulate(sent.begin(), sent.end(), std::int64_t{0});
+         served != end; ++served)
+      for (std::size_t k = 0; k < width; ++k)
+        out.push_back(table[static_cast<std::size_t>(*served) * width + k]);
+    const std::int64_t own = std::accumulate(received.begin(), received.end(), std::int64_t{0});
+    in.resize(static_cast<std::size_t>(own) * width);
+    group.all_to_all(std::as_bytes(std::span(out)), sent, std::as_writable_bytes(std::span(in)),
+                     received, width * sizeof(float));
+    for (std::size_t i = 0; i < static_cast<std::size_t>(own); ++i, ++asked)
+      for (std::size_t k = 0; k < width; ++k)
+        rows[static_cast<std::size_t>(*asked) * width + k] = in[i * width + k];
+  }
+}
+
 /// The tokens that the token table's rows stand for, from what the owners serve.
 Ids tokens_of_rows(Communicator& group, const RowPlan& plan, std::int64_t rows,
                    const FgramVocabulary& fgrams) {
@@ -113,10 +137,8 @@ Ids tokens_of_rows(Communicator& group, const RowPlan& plan, std::int64_t rows,
     EXPECT_LT(row, extent);
     EXPECT_LT(extent * group.rank() + row, fgrams.token_vocabulary_size());
   }
-  RowExchange exchange(group, 1);
-  exchange.use(plan);
   std::vector<float> table(static_cast<std::size_t>(rows), -1.0F);
-  exchange.fetch(part, table);
+  fetch(group, plan, 1, part, table);
   return {table.begin(), table.end()};
 }
 
@@ -160,10 +182,8 @@ Seen check_rank(Communicator& world, const Layout& layout, const FgramVocabulary
   for (std::size_t i = 0; i < paths.size(); ++i)
     for (std::size_t k = 0; k < paths[i].size(); ++k)
       table[i * width + k] = static_cast<float>(paths[i][k]);
-  RowExchange exchange(world, static_cast<std::int64_t>(width));
-  exchange.use(plan.rows);
   std::vector<float> rows(own.ids.size() * width, -2.0F);
-  exchange.fetch(table, rows);
+  fetch(world, plan.rows, width, table, rows);
   for (std::size_t i = 0; i < own.ids.size(); ++i) {
     const Tokens expected = fgrams.tokens(own.ids[i]);
     for (std::size_t k = 0; k < width; ++k)

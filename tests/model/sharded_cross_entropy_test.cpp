@@ -98,7 +98,7 @@ TEST(ShardedCrossEntropy, AgreesWithTheWholeAndWithDoubles) {
     for (float& logit : logits.span<float>()) logit = spread * logit - 5;
     const Tensor whole = copy_of(logits), cut = copy_of(logits);
     const Tensor whole_losses = Tensor::zeros({kRows});
-    cpu_backend().cross_entropy(whole, targets, whole_losses, true, scale, kRows);
+    cpu_backend().cross_entropy(whole, targets, classes, whole_losses, true, scale, kRows);
     const Tensor without = in_parts(cut, targets, parts, false, scale);
     const Tensor losses = in_parts(cut, targets, parts, true, scale);
     EXPECT_TRUE(std::ranges::equal(losses.span<float>(), without.span<float>()));

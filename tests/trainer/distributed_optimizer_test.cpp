@@ -277,7 +277,7 @@ Whole saved_after_two_steps(const Layout& layout) {
   return whole;
 }
 
-void restore(const Whole& whole, const DistributedOptimizer& optimizer) {
+void restore(const Whole& whole, DistributedOptimizer& optimizer) {
   for (const TensorSlice& slice : optimizer.state(false)) {
     const Tensor& tensor = whole.at(slice.name);
     const bool matrix = slice.global_shape.size() == 2;

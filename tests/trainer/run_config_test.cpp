@@ -253,8 +253,9 @@ TEST_F(RunConfigTest, WhatTheDeviceCannotDoIsRefused) {
   }
   EXPECT_THAT(override_error("compute.device=tpu"),
               HasSubstr("expected one of cpu, cuda, found 'tpu'"));
-  if (!built_with_cuda())
+  if (!built_with_cuda()) {
     EXPECT_THAT(override_error("compute.device=cuda"), HasSubstr("this build has no CUDA"));
+  }
 }
 
 }  // namespace

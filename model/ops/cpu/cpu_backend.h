@@ -65,8 +65,9 @@ class CpuBackend final : public Backend {
   void embed_backward(const EmbeddingInput& input, const Tensor& d_out,
                       const Tensor& d_token_embedding, const Tensor& d_position_embedding,
                       const Tensor& d_rows, std::int64_t count) override;
-  void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
-                     bool with_gradient, float gradient_scale, std::int64_t rows) override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t used,
+                     const Tensor& losses, bool with_gradient, float gradient_scale,
+                     std::int64_t rows) override;
   void cross_entropy_part(const Tensor& logits, const Tensor& targets, std::int64_t first_class,
                           std::int64_t used, const Tensor& statistics, std::int64_t rows) override;
   void cross_entropy_join(const Tensor& logits, const Tensor& targets, std::int64_t first_class,

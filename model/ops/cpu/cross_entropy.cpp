@@ -7,8 +7,9 @@
 
 namespace scone {
 
-void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
-                               bool with_gradient, float gradient_scale, std::int64_t rows) {
+void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t used,
+                               const Tensor& losses, bool with_gradient, float gradient_scale,
+                               std::int64_t rows) {
   const std::int64_t classes = logits.dim(1);
   float* all = logits.data<float>();
   const std::int32_t* target = targets.data<std::int32_t>();
@@ -23,22 +24,23 @@ void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, cons
     }
     float largest = row[0];
 #pragma omp simd reduction(max : largest)
-    for (std::int64_t j = 0; j < classes; ++j) largest = row[j] > largest ? row[j] : largest;
+    for (std::int64_t j = 0; j < used; ++j) largest = row[j] > largest ? row[j] : largest;
     const float at_target = row[target[i]];
     float sum = 0.0F;
     if (with_gradient) {
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t j = 0; j < classes; ++j) {
+      for (std::int64_t j = 0; j < used; ++j) {
         row[j] = fast_exp(row[j] - largest);
         sum += row[j];
       }
       const float factor = gradient_scale / sum;
 #pragma omp simd
-      for (std::int64_t j = 0; j < classes; ++j) row[j] *= factor;
+      for (std::int64_t j = 0; j < used; ++j) row[j] *= factor;
+      for (std::int64_t j = used; j < classes; ++j) row[j] = 0.0F;
       row[target[i]] -= gradient_scale;
     } else {
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t j = 0; j < classes; ++j) sum += fast_exp(row[j] - largest);
+      for (std::int64_t j = 0; j < used; ++j) sum += fast_exp(row[j] - largest);
     }
     loss[i] = static_cast<float>(std::log(static_cast<double>(sum)) + largest - at_target);
   }

@@ -13,7 +13,7 @@ namespace scone::cuda {
 // 64, 96 or 128 runs on tensor cores, all else on a general kernel: no [length x length] tensor
 // either way. Results depend on shapes and values alone. Throw CudaError, and
 // std::invalid_argument where a head is too wide for the device's shared memory (general kernel:
-// beyond 512).
+// beyond 500).
 
 /// qkv: [rows, 3 width]; attention_start: [rows]; out: [rows, width]; log_sum_exp: [rows, heads].
 template <class T>

@@ -10,11 +10,11 @@ namespace scone::cuda {
 // logits: [rows, classes], their rows need no alignment. targets: [rows]. Statistics and losses are
 // fp32; fp32 logits are never in memory where T is bf16. All device memory. Throw CudaError.
 
-/// losses: [rows].
+/// logits: [rows, columns], of which `used` are classes; losses: [rows].
 template <class T>
-void cross_entropy(T* logits, const std::int32_t* targets, float* losses, bool with_gradient,
-                   float gradient_scale, std::int64_t rows, std::int64_t classes,
-                   cudaStream_t stream);
+void cross_entropy(T* logits, const std::int32_t* targets, std::int64_t used, float* losses,
+                   bool with_gradient, float gradient_scale, std::int64_t rows,
+                   std::int64_t columns, cudaStream_t stream);
 
 /// statistics: [rows, 3].
 template <class T>

@@ -131,15 +131,16 @@ void CudaBackend::scatter_rows(const Tensor& source, const Tensor& index, const 
                      a.get<float>(target, "target", count > 0 ? width : 0), count, width, stream());
 }
 
-void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
-                                bool with_gradient, float gradient_scale, std::int64_t rows) {
+void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t used,
+                                const Tensor& losses, bool with_gradient, float gradient_scale,
+                                std::int64_t rows) {
   const Arguments a("cross_entropy");
-  const std::int64_t classes = logits.dim(1);
+  const std::int64_t columns = logits.dim(1);
   a.with_type_of(logits, "logits", [&]<class T>(T) {
-    cuda::cross_entropy<T>(a.get<T>(logits, "logits", rows * classes),
-                           a.get<std::int32_t>(targets, "targets", rows),
+    cuda::cross_entropy<T>(a.get<T>(logits, "logits", rows * columns),
+                           a.get<std::int32_t>(targets, "targets", rows), used,
                            a.get<float>(losses, "losses", rows), with_gradient, gradient_scale,
-                           rows, classes, stream());
+                           rows, columns, stream());
   });
 }
 

@@ -10,8 +10,8 @@ namespace scone::cuda {
 
 // T: float or __nv_bfloat16. Pointers are device memory, tensors laid out as by
 // Backend::trie_attention. Results depend on shapes and values alone. Throw CudaError, and
-// std::invalid_argument where a head is too wide: beyond 256 elements, or beyond 1024 where
-// its bytes are a multiple of 16 (and all pointers are aligned to 16).
+// std::invalid_argument where a head is too wide: beyond 512 elements, or 256 where its bytes are
+// no multiple of 16 (all pointers are aligned to 16 where they are).
 
 /// qkv: [nodes, 3 width]; parent: [nodes]; out: [nodes, width]; log_sum_exp: [nodes, heads].
 template <class T>

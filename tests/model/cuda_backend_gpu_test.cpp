@@ -7,9 +7,9 @@
 #include <cstdio>
 #include <tuple>
 
-#include "../model/model_fixture.h"
-#include "../model/op_checks.h"
 #include "cuda_test.h"
+#include "model_fixture.h"
+#include "op_checks.h"
 
 namespace scone {
 namespace {
@@ -19,8 +19,7 @@ constexpr DType kTypes[] = {DType::fp32, DType::bf16};
 class CudaOpTest : public ::testing::TestWithParam<std::tuple<OpCase, DType>> {};
 
 TEST_P(CudaOpTest, AgreesWithTheDoubleReferenceAndItsDifferences) {
-  SKIP_WITHOUT_CUDA();
-  check_op(std::get<0>(GetParam()), cuda_backend(), std::get<1>(GetParam()));
+  check_op(std::get<0>(GetParam()), test_cuda_backend(), std::get<1>(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, CudaOpTest,
@@ -32,18 +31,13 @@ INSTANTIATE_TEST_SUITE_P(Registry, CudaOpTest,
                          });
 
 TEST(CudaBackend, AdamwFollowsItsFormula) {
-  SKIP_WITHOUT_CUDA();
-  for (const DType dtype : kTypes) check_adamw(cuda_backend(), dtype);
+  for (const DType dtype : kTypes) check_adamw(test_cuda_backend(), dtype);
 }
 
-TEST(CudaBackend, NormAndSum) {
-  SKIP_WITHOUT_CUDA();
-  check_reductions(cuda_backend());
-}
+TEST(CudaBackend, NormAndSum) { check_reductions(test_cuda_backend()); }
 
 TEST(CudaBackend, UploadDownloadCopyZero) {
-  SKIP_WITHOUT_CUDA();
-  for (const DType dtype : kTypes) check_moves(cuda_backend(), dtype);
+  for (const DType dtype : kTypes) check_moves(test_cuda_backend(), dtype);
 }
 
 /// Loss, losses and gradients of a model on a batch.
@@ -80,10 +74,9 @@ double relative(const std::vector<float>& found, const std::vector<float>& expec
 class CudaModelTest : public ::testing::TestWithParam<std::tuple<ModelCase, DType>> {};
 
 TEST_P(CudaModelTest, LossAndGradientsAgreeWithTheProcessor) {
-  SKIP_WITHOUT_CUDA();
   const auto& [model_case, dtype] = GetParam();
   const Outcome expected = run_model(model_case, cpu_backend(), DType::fp32);
-  const Outcome found = run_model(model_case, cuda_backend(), dtype);
+  const Outcome found = run_model(model_case, test_cuda_backend(), dtype);
   // bf16: weights and activations have 8 bits; the layers' errors add up like a random walk's.
   const double loss_allowed = dtype == DType::bf16 ? 0x1p-7 : 2e-6;
   const double gradient_allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-5;
@@ -101,13 +94,59 @@ TEST_P(CudaModelTest, LossAndGradientsAgreeWithTheProcessor) {
 }
 
 TEST_P(CudaModelTest, RepeatsBitByBit) {
-  SKIP_WITHOUT_CUDA();
   const auto& [model_case, dtype] = GetParam();
-  const Outcome first = run_model(model_case, cuda_backend(), dtype);
-  const Outcome second = run_model(model_case, cuda_backend(), dtype);
+  const Outcome first = run_model(model_case, test_cuda_backend(), dtype);
+  const Outcome second = run_model(model_case, test_cuda_backend(), dtype);
   EXPECT_EQ(first.loss, second.loss);
   EXPECT_EQ(first.losses, second.losses);
   EXPECT_EQ(first.gradients, second.gradients);
+}
+
+/// Losses a position of 50 steps on one batch.
+std::vector<double> train(const ModelCase& model_case, Backend& backend, DType dtype) {
+  constexpr int kSteps = 50;
+  const reference::Batch batch = random_batch(model_case.config, 3);
+  SconeModel model(model_case.config, batch, 4, backend, dtype);
+  struct State {
+    ParameterSet& parameters;
+    Tensor m, v;
+  };
+  std::vector<State> states;
+  for (ParameterSet* set : {&model.main_parameters, &model.fgram_parameters}) {
+    const auto make = [&] {
+      return Tensor::zeros({set->elements()}, DType::fp32, backend.device());
+    };
+    states.push_back({*set, make(), make()});
+  }
+  const auto positions = static_cast<float>(batch.tokens.size());
+  std::vector<double> losses;
+  for (int step = 1; step <= kSteps; ++step) {
+    losses.push_back(model.forward_backward(batch, 1 / positions) / positions);
+    for (const State& state : states) {
+      const ParameterSet& set = state.parameters;
+      const AdamwRange all{0, 0, set.elements(), true};
+      backend.adamw({set.flat_values(), set.flat_gradients(), state.m, state.v, set.flat_working()},
+                    std::span(&all, 1), {.lr = 0.005F, .weight_decay = 0.1F, .step = step});
+    }
+  }
+  return losses;
+}
+
+TEST_P(CudaModelTest, FiftyStepsFollowTheProcessors) {
+  const auto& [model_case, dtype] = GetParam();
+  const std::vector<double> expected = train(model_case, cpu_backend(), DType::fp32);
+  const std::vector<double> found = train(model_case, test_cuda_backend(), dtype);
+  const double allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-4;  // of the first loss
+  double worst = 0;
+  for (std::size_t step = 0; step < expected.size(); ++step) {
+    const double error = std::abs(found[step] - expected[step]) / expected[0];
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  }
+  EXPECT_LT(worst, allowed);
+  EXPECT_LT(found.back(), 0.5 * found.front());
+  std::printf("%s %s: loss from %.3f to %.3f (processor %.3f), largest difference %.1e of %.1e\n",
+              model_case.name.c_str(), name_of(dtype), found.front(), found.back(), expected.back(),
+              worst, allowed);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaModelTest,

@@ -1,0 +1,288 @@
+// Causal attention on tensor cores, backward: FlashAttention-2 (Dao, arXiv 2307.08691), but with
+// the gradients of queries in a kernel of their own, so that no sum depends on the order of blocks.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <climits>
+
+#include "model/ops/cuda/attention_tiles.h"
+#include "model/ops/cuda/causal_attention_kernels.h"
+#include "model/ops/cuda/kernel_tools.h"
+#include "model/ops/cuda/launch.h"
+
+namespace scone::cuda {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+
+/// Backward: a warp owns 16 rows, of keys or of queries, and passes over tiles of 64 of the others,
+/// 32 at a time so that scores and their gradients fit registers. Tiles come through two buffers.
+template <int kWidth>
+struct Backward {
+  static constexpr int kWarps = kWidth <= 64 ? 4 : 8, kThreads = 32 * kWarps;
+  static constexpr int kOwned = 16 * kWarps, kTile = kStartTile, kPart = 32;
+  static constexpr bool kHeld = kWidth <= 64;
+  static constexpr int kBlocks = kWidth <= 64 ? 3 : 1;  // on a multiprocessor
+  static constexpr std::int64_t kSharedBytes =
+      std::int64_t{2} * kWidth * (2 * kOwned + 4 * kTile) + 2 * 3 * kTile * 4;
+};
+
+/// First tile at or after `tile` with a query that sees keys before key_end; `tiles` if none.
+__device__ __forceinline__ int next_query_tile(const std::int32_t* first, int tile, int tiles,
+                                               int key_end) {
+  while (tile < tiles && first[tile] >= key_end) ++tile;
+  return tile;
+}
+
+template <int kWidth>
+__global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::kBlocks)
+    causal_attention_backward_keys(CausalTensors<Bf16> tensors, CausalSizes sizes, int blocks) {
+  using Shape = Backward<kWidth>;
+  constexpr int kTile = Shape::kTile, kOwned = Shape::kOwned, kPart = Shape::kPart;
+  Bf16* const k_tile = dynamic_shared<Bf16>();
+  Bf16* const v_tile = k_tile + kOwned * kWidth;
+  Bf16* const q_tiles = v_tile + kOwned * kWidth;
+  Bf16* const d_out_tiles = q_tiles + 2 * kTile * kWidth;
+  float* const sums_of = reinterpret_cast<float*>(d_out_tiles + 2 * kTile * kWidth);
+  float* const deltas_of = sums_of + 2 * kTile;
+  std::int32_t* const starts_of = reinterpret_cast<std::int32_t*>(deltas_of + 2 * kTile);
+  const CausalPlace place = causal_place(sizes, blocks);  // the most work first as it is
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, length = sizes.length;
+  const int key_begin = place.tile * kOwned, own_begin = key_begin + 16 * warp;
+  const std::int64_t stride = 3 * sizes.width, column = place.head * kWidth;
+  const Bf16* const q = tensors.qkv + place.first_row * stride + column;
+  const Bf16* const k = q + sizes.width;
+  const Bf16* const d_out = tensors.d_out + place.first_row * sizes.width + column;
+  const int tiles = static_cast<int>(tensors.workspace.tiles);
+  const std::int64_t padded = (place.sequence * sizes.heads + place.head) * tiles * kTile;
+  const std::int32_t* const first = tensors.workspace.first + place.sequence * tiles;
+  const std::int32_t* const last = tensors.workspace.last + place.sequence * tiles;
+
+  const auto load = [&](int tile, int buffer) {
+    const int begin = tile * kTile;
+    load_tile<kWidth, kTile, Shape::kThreads>(q_tiles + buffer * kTile * kWidth, q + begin * stride,
+                                              stride, length - begin);
+    load_tile<kWidth, kTile, Shape::kThreads>(d_out_tiles + buffer * kTile * kWidth,
+                                              d_out + begin * sizes.width, sizes.width,
+                                              length - begin);
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < kTile / 4) {
+      copy_async_16(sums_of + buffer * kTile + 4 * i,
+                    tensors.workspace.log_sum_exp + padded + begin + 4 * i, true);
+      copy_async_16(deltas_of + buffer * kTile + 4 * i,
+                    tensors.workspace.delta + padded + begin + 4 * i, true);
+    }
+    if (i < kTile) {  // rows of int32 need not be aligned to 16 bytes
+      starts_of[buffer * kTile + i] =
+          begin + i < length ? tensors.start[place.first_row + begin + i] : 0;
+    }
+  };
+
+  load_tile<kWidth, kOwned, Shape::kThreads>(k_tile, k + key_begin * stride, stride,
+                                             length - key_begin);
+  load_tile<kWidth, kOwned, Shape::kThreads>(v_tile, k + sizes.width + key_begin * stride, stride,
+                                             length - key_begin);
+  int tile = next_query_tile(first, key_begin / kTile, tiles, key_begin + kOwned);
+  if (tile < tiles) load(tile, 0);
+  copy_async_commit();
+
+  const float scale = sizes.scale * kLog2E;
+  float d_k[1][kWidth / 8][4] = {}, d_v[1][kWidth / 8][4] = {};
+  RowsOfA<kWidth, Shape::kHeld> k_rows[1], v_rows[1];
+  for (int round = 0; tile < tiles; ++round) {
+    const int next = next_query_tile(first, tile + 1, tiles, key_begin + kOwned);
+    if (next < tiles) load(next, (round + 1) % 2);
+    copy_async_commit();
+    copy_async_wait<1>();
+    __syncthreads();
+    if (round == 0) {
+      k_rows[0].set(k_tile, 16 * warp);
+      v_rows[0].set(v_tile, 16 * warp);
+    }
+    const int query_begin = tile * kTile, buffer = round % 2;
+    const Bf16* const q_tile = q_tiles + buffer * kTile * kWidth;
+    const Bf16* const d_out_tile = d_out_tiles + buffer * kTile * kWidth;
+    const bool masked = own_begin + 15 > query_begin || last[tile] > own_begin;
+    if (own_begin < query_begin + kTile && own_begin < length) {
+#pragma unroll 1
+      for (int part = 0; part < kTile; part += kPart) {
+        const int at = buffer * kTile + part;
+        float p[1][kPart / 8][4];
+        multiply_by_rows(p, k_rows, q_tile, part);
+#pragma unroll
+        for (int n = 0; n < kPart / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int query = 8 * n + 2 * t + i;
+            const float log_sum_exp = sums_of[at + query];
+#pragma unroll
+            for (int below = 0; below < 2; ++below) {
+              float& weight = p[0][n][2 * below + i];
+              weight = exp2_approximate(fmaf(weight, scale, -log_sum_exp));
+              const int key = own_begin + g + 8 * below;
+              if (masked && (key > query_begin + part + query || key < starts_of[at + query])) {
+                weight = 0.0F;
+              }
+            }
+          }
+        }
+        multiply_by_columns<kWidth>(d_v, p, d_out_tile, part);
+        float d_p[1][kPart / 8][4];
+        multiply_by_rows(d_p, v_rows, d_out_tile, part);
+#pragma unroll
+        for (int n = 0; n < kPart / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float delta = deltas_of[at + 8 * n + 2 * t + i];
+            d_p[0][n][i] = p[0][n][i] * (d_p[0][n][i] - delta);
+            d_p[0][n][2 + i] = p[0][n][2 + i] * (d_p[0][n][2 + i] - delta);
+          }
+        }
+        multiply_by_columns<kWidth>(d_k, d_p, q_tile, part);
+      }
+    }
+    __syncthreads();  // this tile's buffer is filled again in the next round
+    tile = next;
+  }
+  copy_async_wait<0>();
+  __syncthreads();  // all rows of keys and values are there, also where no query saw them
+
+  Bf16* const d_k_target =
+      tensors.d_qkv + (place.first_row + own_begin) * stride + column + sizes.width;
+  const float d_k_scale[2] = {sizes.scale, sizes.scale}, one[2] = {1.0F, 1.0F};
+  store_rows<kWidth>(d_k[0], d_k_scale, k_tile, 16 * warp, d_k_target, stride, length - own_begin);
+  store_rows<kWidth>(d_v[0], one, v_tile, 16 * warp, d_k_target + sizes.width, stride,
+                     length - own_begin);
+}
+
+template <int kWidth>
+__global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::kBlocks)
+    causal_attention_backward_queries(CausalTensors<Bf16> tensors, CausalSizes sizes, int blocks) {
+  using Shape = Backward<kWidth>;
+  constexpr int kTile = Shape::kTile, kOwned = Shape::kOwned, kPart = Shape::kPart;
+  Bf16* const q_tile = dynamic_shared<Bf16>();
+  Bf16* const d_out_tile = q_tile + kOwned * kWidth;
+  Bf16* const k_tiles = d_out_tile + kOwned * kWidth;
+  Bf16* const v_tiles = k_tiles + 2 * kTile * kWidth;
+  CausalPlace place = causal_place(sizes, blocks);
+  place.tile = blocks - 1 - place.tile;  // the most work first
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, length = sizes.length;
+  const int query_begin = place.tile * kOwned, own_begin = query_begin + 16 * warp;
+  const int query_end = min(query_begin + kOwned, length);
+  const std::int64_t stride = 3 * sizes.width, column = place.head * kWidth;
+  const Bf16* const q = tensors.qkv + place.first_row * stride + column;
+  const Bf16* const k = q + sizes.width;
+  const Bf16* const v = k + sizes.width;
+  const int start_tiles = static_cast<int>(tensors.workspace.tiles);
+  const std::int64_t padded = (place.sequence * sizes.heads + place.head) * start_tiles * kTile;
+
+  const auto load = [&](int tile, int buffer) {
+    const int begin = tile * kTile;
+    load_tile<kWidth, kTile, Shape::kThreads>(k_tiles + buffer * kTile * kWidth, k + begin * stride,
+                                              stride, length - begin);
+    load_tile<kWidth, kTile, Shape::kThreads>(v_tiles + buffer * kTile * kWidth, v + begin * stride,
+                                              stride, length - begin);
+  };
+
+  load_tile<kWidth, kOwned, Shape::kThreads>(q_tile, q + query_begin * stride, stride,
+                                             length - query_begin);
+  load_tile<kWidth, kOwned, Shape::kThreads>(
+      d_out_tile, tensors.d_out + (place.first_row + query_begin) * sizes.width + column,
+      sizes.width, length - query_begin);
+  int low = INT_MAX, high = 0;
+  for (int i = query_begin / kTile; i <= (query_end - 1) / kTile; ++i) {
+    low = min(low, tensors.workspace.first[place.sequence * start_tiles + i]);
+    high = max(high, tensors.workspace.last[place.sequence * start_tiles + i]);
+  }
+  const int first = low / kTile, last = (query_end - 1) / kTile;
+  load(first, 0);
+  copy_async_commit();
+
+  float log_sum_exp[2], delta[2];
+  int row_start[2];
+#pragma unroll
+  for (int below = 0; below < 2; ++below) {
+    const int row = min(own_begin + g + 8 * below, length - 1);
+    log_sum_exp[below] = tensors.workspace.log_sum_exp[padded + row];
+    delta[below] = tensors.workspace.delta[padded + row];
+    row_start[below] = tensors.start[place.first_row + row];
+  }
+  const float scale = sizes.scale * kLog2E;
+  float d_q[1][kWidth / 8][4] = {};
+  RowsOfA<kWidth, Shape::kHeld> q_rows[1], d_out_rows[1];
+  for (int tile = first; tile <= last; ++tile) {
+    const int buffer = (tile - first) % 2, key_begin = tile * kTile;
+    if (tile < last) load(tile + 1, 1 - buffer);
+    copy_async_commit();
+    copy_async_wait<1>();
+    __syncthreads();
+    if (tile == first) {
+      q_rows[0].set(q_tile, 16 * warp);
+      d_out_rows[0].set(d_out_tile, 16 * warp);
+    }
+    const Bf16* const k_tile = k_tiles + buffer * kTile * kWidth;
+    const Bf16* const v_tile = v_tiles + buffer * kTile * kWidth;
+    const bool masked = key_begin + kTile > own_begin + 1 || key_begin < high;
+    if (key_begin < own_begin + 16 && own_begin < length) {
+#pragma unroll 1
+      for (int part = 0; part < kTile; part += kPart) {
+        float p[1][kPart / 8][4], d_p[1][kPart / 8][4];
+        multiply_by_rows(p, q_rows, k_tile, part);
+        multiply_by_rows(d_p, d_out_rows, v_tile, part);
+#pragma unroll
+        for (int n = 0; n < kPart / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int below = i / 2, key = key_begin + part + 8 * n + 2 * t + i % 2;
+            const float weight = exp2_approximate(fmaf(p[0][n][i], scale, -log_sum_exp[below]));
+            const bool seen =
+                !masked || (key <= own_begin + g + 8 * below && key >= row_start[below]);
+            d_p[0][n][i] = seen ? weight * (d_p[0][n][i] - delta[below]) : 0.0F;
+          }
+        }
+        multiply_by_columns<kWidth>(d_q, d_p, k_tile, part);
+      }
+    }
+    __syncthreads();  // this tile's buffer is filled again in the next round
+  }
+  copy_async_wait<0>();
+  const float d_q_scale[2] = {sizes.scale, sizes.scale};
+  store_rows<kWidth>(d_q[0], d_q_scale, q_tile, 16 * warp,
+                     tensors.d_qkv + (place.first_row + own_begin) * stride + column, stride,
+                     length - own_begin);
+}
+
+template <int kWidth>
+void backward_of_width(const CausalShape& shape, const CausalTensors<Bf16>& tensors,
+                       cudaStream_t stream) {
+  using Blocks = Backward<kWidth>;
+  const std::int64_t blocks = (shape.length + Blocks::kOwned - 1) / Blocks::kOwned;
+  const LaunchShape launch_shape{blocks * shape.heads * shape.sequences, Blocks::kThreads,
+                                 Blocks::kSharedBytes};
+  SCONE_LAUNCH(causal_attention_backward_keys<kWidth>, launch_shape, stream, tensors,
+               causal_sizes(shape), static_cast<int>(blocks));
+  SCONE_LAUNCH(causal_attention_backward_queries<kWidth>, launch_shape, stream, tensors,
+               causal_sizes(shape), static_cast<int>(blocks));
+}
+
+}  // namespace
+
+void causal_attention_backward_on_tensor_cores(const CausalShape& shape,
+                                               const CausalTensors<Bf16>& tensors,
+                                               cudaStream_t stream) {
+  switch (shape.head_width) {
+    case 32:
+      return backward_of_width<32>(shape, tensors, stream);
+    case 64:
+      return backward_of_width<64>(shape, tensors, stream);
+    case 96:
+      return backward_of_width<96>(shape, tensors, stream);
+    default:
+      return backward_of_width<128>(shape, tensors, stream);
+  }
+}
+
+}  // namespace scone::cuda
