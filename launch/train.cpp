@@ -116,7 +116,10 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   if (config.parallel.timeout > 0)
     watchdog.emplace(std::chrono::duration<double>(config.parallel.timeout),
                      [](const std::string& message) { end_all_ranks(message, 1); });
-  if (context.is_root()) describe_run(trainer.config());
+  if (context.is_root()) {
+    describe_run(trainer.config());
+    spdlog::info("computing on {}", device.description);
+  }
   const TrainingResult result = trainer.run();
   nlohmann::json json = {{"step", result.step},
                          {"tokens", result.tokens},

@@ -127,11 +127,20 @@ else
   rows+=("compute-sanitizer                  absent: not part of this toolkit")
 fi
 
-# Benchmarks: NAME, seconds at most, and the command, whose last line goes into the table.
+# Benchmarks: NAME, seconds at most, and the command, whose last line goes into the table. PyTorch, where it is, takes the
+# same shapes and batches.
 if [ "$quick" = 0 ]; then
-  scone=$build/scone
-  if "$scone" bench --help | grep -q '^ *cuda '; then
-    step bench-cuda 200 "$scone" bench cuda --json
-  fi
+  scone=$build/scone peer="$repository/tests/peers/torch_step.py"
+  gpt2() { # SHAPE MICROBATCH
+    step "bench-$1" 90 "$scone" bench step --device cuda --dtype bf16 --shapes "$1" --batch-tokens 64Ki --microbatch-tokens "$2Ki"
+    if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>>"$log"; then
+      step "torch-$1" 150 python3 "$peer" --shapes "$1" --batch-tokens 65536 --microbatch-tokens $(($2 * 1024))
+    else
+      rows+=("torch-$1: no PyTorch with CUDA here")
+    fi
+  }
+  gpt2 gpt2-124m 32
+  gpt2 gpt2-1.5b 8
+  step bench-scone 90 "$scone" bench step --device cuda --dtype bf16 --shapes main-128m,scone-128m --batch-tokens 256Ki --microbatch-tokens 32Ki
 fi
 finish

@@ -33,8 +33,9 @@ bool built_with_nccl() {
 
 ComputeDevice open_compute_device(const RunConfig& config, Communicator& host_world) {
   std::unique_ptr<Communicator> world = host_world.split(0, host_world.name());
-  if (config.compute.device == Device::cpu) return {cpu_backend(), std::move(world), "processor"};
 #ifdef SCONE_HAS_CUDA
+  if (config.compute.device == Device::cpu)
+    return {cpu_backend(), std::move(world), describe_device()};
   const NodePlace place = mpi_node_place();
   open_cuda_device(place.rank, host_world.rank());
   if (config.parallel.communicator == Transport::mpi)
@@ -51,6 +52,8 @@ ComputeDevice open_compute_device(const RunConfig& config, Communicator& host_wo
   throw InputError("parallel.communicator: nccl, but this build has no NCCL; use mpi");
 #endif
 #else
+  if (config.compute.device == Device::cpu)
+    return {cpu_backend(), std::move(world), "cpu: this build has no CUDA"};
   throw InputError("compute.device: cuda, but this build has no CUDA; use cpu");
 #endif
 }

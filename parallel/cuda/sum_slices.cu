@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "parallel/cuda/device.h"
+#include "parallel/cuda/launch.h"
 #include "parallel/cuda/sum_slices.h"
 
 namespace scone::cuda {
@@ -44,18 +44,13 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 template <class T>
-void launch(const Bf16* own_slice, const Bf16* others, int own, int ranks, std::int64_t count,
-            Bf16* out, cudaStream_t stream) {
-  auto own_packs = reinterpret_cast<const T*>(own_slice),
-       other_packs = reinterpret_cast<const T*>(others);
-  auto out_packs = reinterpret_cast<T*>(out);
-  constexpr std::int64_t most_blocks = 4096;
-  const dim3 grid(
-      static_cast<unsigned>(std::min(most_blocks, (count + block_threads - 1) / block_threads)));
-  void* arguments[] = {&own_packs, &other_packs, &own, &ranks, &count, &out_packs};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(sum_slices_kernel<T>), grid,
-                         dim3(block_threads), arguments, 0, stream),
-        "sum_slices");
+void start(const Bf16* own_slice, const Bf16* others, int own, int ranks, std::int64_t count,
+           Bf16* out, cudaStream_t stream) {
+  constexpr std::int64_t most_blocks = 1024;
+  const std::int64_t blocks = std::min(most_blocks, (count + block_threads - 1) / block_threads);
+  launch<sum_slices_kernel<T>>(
+      {blocks, block_threads}, stream, reinterpret_cast<const T*>(own_slice),
+      reinterpret_cast<const T*>(others), own, ranks, count, reinterpret_cast<T*>(out));
 }
 
 }  // namespace
@@ -67,9 +62,9 @@ void sum_slices(const Bf16* own_slice, const Bf16* others, int own, int ranks, s
     return reinterpret_cast<std::uintptr_t>(pointer) % sizeof(Pack) == 0;
   };
   if (count % pack_elements == 0 && aligned(own_slice) && aligned(others) && aligned(out))
-    launch<Pack>(own_slice, others, own, ranks, count / pack_elements, out, stream);
+    start<Pack>(own_slice, others, own, ranks, count / pack_elements, out, stream);
   else
-    launch<__nv_bfloat16>(own_slice, others, own, ranks, count, out, stream);
+    start<__nv_bfloat16>(own_slice, others, own, ranks, count, out, stream);
 }
 
 }  // namespace scone::cuda

@@ -2,10 +2,10 @@
 #include <gtest/gtest.h>
 
 #include "collective_checks.h"
-#include "device_memory.h"
 #include "group_checks.h"
 #include "parallel/cuda/staged_communicator.h"
 #include "parallel/error.h"
+#include "tests/parallel/device_memory.h"
 #ifdef SCONE_HAS_NCCL
 #include "parallel/cuda/nccl_communicator.h"
 #endif

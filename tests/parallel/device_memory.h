@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "parallel/cuda/device.h"
-#include "test_buffer.h"
+#include "tests/parallel/test_buffer.h"
 
 namespace scone {
 
