@@ -392,6 +392,10 @@ class NcclCommunicator final : public Communicator {
     constexpr const char* collective = "reduce_scatter";
     const auto own = static_cast<std::size_t>(rank());
     const cudaStream_t stream = device_.communication();
+    if (size() == 1) {
+      copy_own(std::as_bytes(values), std::as_writable_bytes(slice));
+      return;
+    }
     std::size_t done = 0;
     for (const SlicePiece& piece : slice_pieces(counts, bf16_piece)) {
       const auto width = static_cast<std::size_t>(piece.counts[own]);
@@ -460,10 +464,14 @@ class NcclCommunicator final : public Communicator {
         group.call(ncclRecv(bytes.data(), bytes.size(), ncclInt8, peer, communicator_, stream));
     });
     group.finish();
-    if (!own_sent.empty())
-      cuda::check(cudaMemcpyAsync(own_received.data(), own_sent.data(), own_sent.size(),
-                                  cudaMemcpyDeviceToDevice, stream),
-                  "cudaMemcpyAsync of an all_to_all");
+    copy_own(own_sent, own_received);
+  }
+
+  void copy_own(std::span<const std::byte> from, std::span<std::byte> to) {
+    if (!from.empty())
+      cuda::check(cudaMemcpyAsync(to.data(), from.data(), from.size(), cudaMemcpyDeviceToDevice,
+                                  device_.communication()),
+                  "cudaMemcpyAsync of a collective's own part");
   }
 
   CudaDevice& device_ = cuda_device();

@@ -25,8 +25,12 @@ class Stage {
   Stage() = default;
   ~Stage() {
     // The memory may be the target or source of copies still.
-    if (memory_.bytes() > 0 && std::uncaught_exceptions() == 0)
+    if (memory_.bytes() == 0 || std::uncaught_exceptions() > 0) return;
+    try {
       cuda_device().wait(cuda_device().communication());
+    } catch (const std::exception&) {
+      // Of work that somebody else waits for, and hears of.
+    }
   }
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
