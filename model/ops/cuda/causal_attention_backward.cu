@@ -29,9 +29,9 @@ struct Backward {
 };
 
 /// First tile at or after `tile` with a query that sees keys before key_end; `tiles` if none.
-__device__ __forceinline__ int next_query_tile(const std::int32_t* first, int tile, int tiles,
+__device__ __forceinline__ int next_query_tile(const std::int32_t* ranges, int tile, int tiles,
                                                int key_end) {
-  while (tile < tiles && first[tile] >= key_end) ++tile;
+  while (tile < tiles && ranges[2 * tile] >= key_end) ++tile;
   return tile;
 }
 
@@ -44,9 +44,8 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
   Bf16* const v_tile = k_tile + kOwned * kWidth;
   Bf16* const q_tiles = v_tile + kOwned * kWidth;
   Bf16* const d_out_tiles = q_tiles + 2 * kTile * kWidth;
-  float* const sums_of = reinterpret_cast<float*>(d_out_tiles + 2 * kTile * kWidth);
-  float* const deltas_of = sums_of + 2 * kTile;
-  std::int32_t* const starts_of = reinterpret_cast<std::int32_t*>(deltas_of + 2 * kTile);
+  float* const statistics_tiles = reinterpret_cast<float*>(d_out_tiles + 2 * kTile * kWidth);
+  std::int32_t* const starts_of = reinterpret_cast<std::int32_t*>(statistics_tiles + 4 * kTile);
   const CausalPlace place = causal_place(sizes, blocks);  // the most work first as it is
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4, length = sizes.length;
@@ -56,9 +55,9 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
   const Bf16* const k = q + sizes.width;
   const Bf16* const d_out = tensors.d_out + place.first_row * sizes.width + column;
   const int tiles = static_cast<int>(tensors.workspace.tiles);
-  const std::int64_t padded = (place.sequence * sizes.heads + place.head) * tiles * kTile;
-  const std::int32_t* const first = tensors.workspace.first + place.sequence * tiles;
-  const std::int32_t* const last = tensors.workspace.last + place.sequence * tiles;
+  const float* const statistics =
+      statistics_of(tensors.workspace, place.sequence * sizes.heads + place.head);
+  const std::int32_t* const ranges = tensors.workspace.ranges + place.sequence * tiles * 2;
 
   const auto load = [&](int tile, int buffer) {
     const int begin = tile * kTile;
@@ -68,11 +67,9 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
                                               d_out + begin * sizes.width, sizes.width,
                                               length - begin);
     const int i = static_cast<int>(threadIdx.x);
-    if (i < kTile / 4) {
-      copy_async_16(sums_of + buffer * kTile + 4 * i,
-                    tensors.workspace.log_sum_exp + padded + begin + 4 * i, true);
-      copy_async_16(deltas_of + buffer * kTile + 4 * i,
-                    tensors.workspace.delta + padded + begin + 4 * i, true);
+    if (i < kTile / 2) {
+      copy_async_16(statistics_tiles + buffer * 2 * kTile + 4 * i, statistics + 2 * begin + 4 * i,
+                    true);
     }
     if (i < kTile) {  // rows of int32 need not be aligned to 16 bytes
       starts_of[buffer * kTile + i] =
@@ -84,15 +81,16 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
                                              length - key_begin);
   load_tile<kWidth, kOwned, Shape::kThreads>(v_tile, k + sizes.width + key_begin * stride, stride,
                                              length - key_begin);
-  int tile = next_query_tile(first, key_begin / kTile, tiles, key_begin + kOwned);
+  int tile = next_query_tile(ranges, key_begin / kTile, tiles, key_begin + kOwned);
   if (tile < tiles) load(tile, 0);
   copy_async_commit();
 
   const float scale = sizes.scale * kLog2E;
   float d_k[1][kWidth / 8][4] = {}, d_v[1][kWidth / 8][4] = {};
-  RowsOfA<kWidth, Shape::kHeld> k_rows[1], v_rows[1];
+  RowsOfA<kWidth, Shape::kHeld> k_rows[1];
+  RowsOfA<kWidth, Shape::kHeld && kWidth <= 32> v_rows[1];  // as many as registers hold
   for (int round = 0; tile < tiles; ++round) {
-    const int next = next_query_tile(first, tile + 1, tiles, key_begin + kOwned);
+    const int next = next_query_tile(ranges, tile + 1, tiles, key_begin + kOwned);
     if (next < tiles) load(next, (round + 1) % 2);
     copy_async_commit();
     copy_async_wait<1>();
@@ -104,11 +102,13 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
     const int query_begin = tile * kTile, buffer = round % 2;
     const Bf16* const q_tile = q_tiles + buffer * kTile * kWidth;
     const Bf16* const d_out_tile = d_out_tiles + buffer * kTile * kWidth;
-    const bool masked = own_begin + 15 > query_begin || last[tile] > own_begin;
+    const bool masked = own_begin + 15 > query_begin || ranges[2 * tile + 1] > own_begin;
     if (own_begin < query_begin + kTile && own_begin < length) {
 #pragma unroll 1
       for (int part = 0; part < kTile; part += kPart) {
-        const int at = buffer * kTile + part;
+        const float* const log_sum_exp = statistics_tiles + buffer * 2 * kTile + part;
+        const float* const delta = log_sum_exp + kTile;
+        const std::int32_t* const start = starts_of + buffer * kTile + part;
         float p[1][kPart / 8][4];
         multiply_by_rows(p, k_rows, q_tile, part);
 #pragma unroll
@@ -116,13 +116,12 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int query = 8 * n + 2 * t + i;
-            const float log_sum_exp = sums_of[at + query];
 #pragma unroll
             for (int below = 0; below < 2; ++below) {
               float& weight = p[0][n][2 * below + i];
-              weight = exp2_approximate(fmaf(weight, scale, -log_sum_exp));
+              weight = exp2_approximate(fmaf(weight, scale, -log_sum_exp[query]));
               const int key = own_begin + g + 8 * below;
-              if (masked && (key > query_begin + part + query || key < starts_of[at + query])) {
+              if (masked && (key > query_begin + part + query || key < start[query])) {
                 weight = 0.0F;
               }
             }
@@ -135,9 +134,9 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
         for (int n = 0; n < kPart / 8; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float delta = deltas_of[at + 8 * n + 2 * t + i];
-            d_p[0][n][i] = p[0][n][i] * (d_p[0][n][i] - delta);
-            d_p[0][n][2 + i] = p[0][n][2 + i] * (d_p[0][n][2 + i] - delta);
+            const int query = 8 * n + 2 * t + i;
+            d_p[0][n][i] = p[0][n][i] * (d_p[0][n][i] - delta[query]);
+            d_p[0][n][2 + i] = p[0][n][2 + i] * (d_p[0][n][2 + i] - delta[query]);
           }
         }
         multiply_by_columns<kWidth>(d_k, d_p, q_tile, part);
@@ -177,7 +176,8 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
   const Bf16* const k = q + sizes.width;
   const Bf16* const v = k + sizes.width;
   const int start_tiles = static_cast<int>(tensors.workspace.tiles);
-  const std::int64_t padded = (place.sequence * sizes.heads + place.head) * start_tiles * kTile;
+  const float* const statistics =
+      statistics_of(tensors.workspace, place.sequence * sizes.heads + place.head);
 
   const auto load = [&](int tile, int buffer) {
     const int begin = tile * kTile;
@@ -194,8 +194,8 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
       sizes.width, length - query_begin);
   int low = INT_MAX, high = 0;
   for (int i = query_begin / kTile; i <= (query_end - 1) / kTile; ++i) {
-    low = min(low, tensors.workspace.first[place.sequence * start_tiles + i]);
-    high = max(high, tensors.workspace.last[place.sequence * start_tiles + i]);
+    low = min(low, tensors.workspace.ranges[(place.sequence * start_tiles + i) * 2]);
+    high = max(high, tensors.workspace.ranges[(place.sequence * start_tiles + i) * 2 + 1]);
   }
   const int first = low / kTile, last = (query_end - 1) / kTile;
   load(first, 0);
@@ -206,8 +206,8 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
     const int row = min(own_begin + g + 8 * below, length - 1);
-    log_sum_exp[below] = tensors.workspace.log_sum_exp[padded + row];
-    delta[below] = tensors.workspace.delta[padded + row];
+    log_sum_exp[below] = statistics[statistics_offset(row)];
+    delta[below] = statistics[statistics_offset(row) + kTile];
     row_start[below] = tensors.start[place.first_row + row];
   }
   const float scale = sizes.scale * kLog2E;
