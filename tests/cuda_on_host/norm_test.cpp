@@ -100,7 +100,7 @@ TYPED_TEST(Norm, AgreesWithTheReferenceAtAnyWidth) {
 }
 
 TYPED_TEST(Norm, AgreesWithTheReferenceWhereRowsAreWide) {
-  // A block a row; two and four packs to a thread of the backward pass; beyond all of them.
+  // A block a row; two packs to a thread of the backward pass, and four; beyond.
   constexpr std::int64_t kPack = 16 / sizeof(TypeParam);
   for (const std::int64_t packs : {288, 1025, 2049}) {
     const std::int64_t width = packs * kPack;
