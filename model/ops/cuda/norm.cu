@@ -121,12 +121,13 @@ struct NormGradient {
   bool centered, accumulate;
 };
 
-/// Block (group, members): `members` rows at a time, each held by `group` threads, kPacks packs of
-/// kPack elements a thread, who also keep the sums of their columns' gradients of gain and bias. At
-/// the end the members' sums are added in order. Dynamic shared memory: 2 width floats where there
-/// is more than one member.
-template <class T, int kPack, int kPacks>
+/// Block (group, members): `members` rows at a time, each held by `group` threads, kPacks packs a
+/// thread, who also keep the sums of their columns' gradients of gain and bias. At the end the
+/// members' sums are added in order. Dynamic shared memory: 2 width floats where there is more than
+/// one member.
+template <class T, int kPacks>
 __global__ void __launch_bounds__(kMostGroupThreads) norm_gradient_rows(NormGradient<T> args) {
+  constexpr int kPack = Pack<T>::kSize;
   constexpr int kMostWarps = kMostGroupThreads / kWarp;
   SCONE_SHARED(float2, parts, [2][kMostWarps]);
   const int group = static_cast<int>(blockDim.x), members = static_cast<int>(blockDim.y);
@@ -142,24 +143,24 @@ __global__ void __launch_bounds__(kMostGroupThreads) norm_gradient_rows(NormGrad
     const bool present = row < args.rows;
     const float mean = present ? args.statistics[2 * row] : 0.0F;
     const float r = present ? args.statistics[2 * row + 1] : 0.0F;
-    float normal[kPacks][kPack], d[kPacks][kPack];
+    // Kept as they are in memory, which for bf16 takes half the registers.
+    Pack<T> x[kPacks], d_y[kPacks];
     float sum = 0.0F, dot = 0.0F;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int column = (p * group + place) * kPack;
       if (present && column < width) {
         float gains[kPack];
-        load_floats(args.x + row * width + column, normal[p]);
-        load_floats(args.d_y + row * width + column, d[p]);
+        x[p] = Pack<T>::load(args.x + row * width + column);
+        d_y[p] = Pack<T>::load(args.d_y + row * width + column);
         load_floats(args.gain + column, gains);
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
-          normal[p][i] = (normal[p][i] - mean) * r;
-          gain_sums[p][i] = fmaf(d[p][i], normal[p][i], gain_sums[p][i]);
-          bias_sums[p][i] += d[p][i];
-          d[p][i] *= gains[i];
-          sum += d[p][i];
-          dot = fmaf(d[p][i], normal[p][i], dot);
+          const float normal = (to_float(x[p].items[i]) - mean) * r, d = to_float(d_y[p].items[i]);
+          gain_sums[p][i] = fmaf(d, normal, gain_sums[p][i]);
+          bias_sums[p][i] += d;
+          sum = fmaf(d, gains[i], sum);
+          dot = fmaf(d * gains[i], normal, dot);
         }
       }
     }
@@ -182,13 +183,15 @@ __global__ void __launch_bounds__(kMostGroupThreads) norm_gradient_rows(NormGrad
       const int column = (p * group + place) * kPack;
       if (present && column < width) {
         T* const target = args.d_x + row * width + column;
-        float before[kPack] = {};
-        if (args.accumulate) load_floats(target, before);
+        float gains[kPack], out[kPack] = {};
+        load_floats(args.gain + column, gains);
+        if (args.accumulate) load_floats(target, out);
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
-          d[p][i] = fmaf(r, d[p][i] - sum - normal[p][i] * dot, before[i]);
+          const float normal = (to_float(x[p].items[i]) - mean) * r;
+          out[i] = fmaf(r, to_float(d_y[p].items[i]) * gains[i] - sum - normal * dot, out[i]);
         }
-        store_floats(target, d[p]);
+        store_floats(target, out);
       }
     }
   }
@@ -280,13 +283,13 @@ std::int64_t gradient_blocks(std::int64_t rows) {
   return std::min(divide_up(rows, kRowsOfPart), kMostParts);
 }
 
-template <class T, int kPack, int kPacks>
+template <class T, int kPacks>
 void start_gradient(const NormGradient<T>& args, int group, cudaStream_t stream) {
   constexpr int kWantedThreads = 384;
   const int members = std::max(1, kWantedThreads / group);
   const std::size_t shared =
       members > 1 ? static_cast<std::size_t>(args.width) * 2 * sizeof(float) : 0;
-  launch<norm_gradient_rows<T, kPack, kPacks>>(
+  launch<norm_gradient_rows<T, kPacks>>(
       {gradient_blocks(args.rows), 1, 1,
        dim3(static_cast<unsigned>(group), static_cast<unsigned>(members)), shared},
       stream, args);
@@ -344,6 +347,7 @@ void norm_backward(NormKind kind, const T* d_y, const T* x, const T* gain, const
                    std::int64_t width, void* workspace, cudaStream_t stream) {
   if (rows == 0) return;
   constexpr int kPack = Pack<T>::kSize;
+  constexpr int kMostPacks = sizeof(T) == 4 ? 4 : 2;  // of a thread: as registers allow
   const std::int64_t blocks = gradient_blocks(rows), packs = width / kPack;
   auto* const gain_parts = static_cast<float*>(workspace);
   float* const bias_parts = d_bias == nullptr ? nullptr : gain_parts + blocks * width;
@@ -358,7 +362,7 @@ void norm_backward(NormKind kind, const T* d_y, const T* x, const T* gain, const
                              static_cast<int>(width),
                              kind == NormKind::layernorm,
                              accumulate};
-  if (!fits_packs(width, d_y, x, gain, d_x) || packs > 4 * kMostGroupThreads) {
+  if (!fits_packs(width, d_y, x, gain, d_x) || packs > kMostPacks * kMostGroupThreads) {
     const std::int64_t chunk = divide_up(rows, blocks);
     launch<norm_gradient_of_any_width<T>>({divide_up(rows, chunk), kBlockThreads}, stream, args,
                                           chunk);
@@ -369,11 +373,11 @@ void norm_backward(NormKind kind, const T* d_y, const T* x, const T* gain, const
     return;
   }
   if (packs <= kBlockThreads) {
-    start_gradient<T, kPack, 1>(args, whole_warps(packs), stream);
-  } else if (packs <= 2 * kBlockThreads) {
-    start_gradient<T, kPack, 2>(args, whole_warps(divide_up(packs, 2)), stream);
+    start_gradient<T, 1>(args, whole_warps(packs), stream);
+  } else if (packs <= 2 * kMostGroupThreads) {
+    start_gradient<T, 2>(args, whole_warps(divide_up(packs, 2)), stream);
   } else {
-    start_gradient<T, kPack, 4>(args, whole_warps(divide_up(packs, 4)), stream);
+    start_gradient<T, kMostPacks>(args, whole_warps(divide_up(packs, kMostPacks)), stream);
   }
   add_column_sums(gain_parts, d_gain, blocks, width, stream);
   if (d_bias != nullptr) add_column_sums(bias_parts, d_bias, blocks, width, stream);
