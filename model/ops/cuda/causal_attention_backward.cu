@@ -92,10 +92,10 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
   RowsOfA<kWidth, kWidth <= 32> k_rows[kRows], v_rows[kRows];
   for (int round = 0; tile < tiles; ++round) {
     const int next = next_query_tile(ranges, tile + 1, tiles, key_begin + kOwned);
+    copy_async_wait<0>();
+    __syncthreads();  // this tile is there, the one before used up
     if (next < tiles) load(next, (round + 1) % 2);
     copy_async_commit();
-    copy_async_wait<1>();
-    __syncthreads();
     if (round == 0) {
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
@@ -149,7 +149,6 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
         multiply_by_columns<kWidth>(d_k, d_p, q_tile, part);
       }
     }
-    __syncthreads();  // this tile's buffer is filled again in the next round
     tile = next;
   }
   copy_async_wait<0>();
@@ -223,10 +222,10 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
   RowsOfA<kWidth, kWidth <= 64> q_rows[kRows], d_out_rows[kRows];
   for (int tile = first; tile <= last; ++tile) {
     const int buffer = (tile - first) % 2, key_begin = tile * kTile;
+    copy_async_wait<0>();
+    __syncthreads();  // this tile is there, the one before used up
     if (tile < last) load(tile + 1, 1 - buffer);
     copy_async_commit();
-    copy_async_wait<1>();
-    __syncthreads();
     if (tile == first) {
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
@@ -263,9 +262,7 @@ __global__ void __launch_bounds__(Backward<kWidth>::kThreads, Backward<kWidth>::
         multiply_by_columns<kWidth>(d_q, d_p, k_tile, part);
       }
     }
-    __syncthreads();  // this tile's buffer is filled again in the next round
   }
-  copy_async_wait<0>();
   const float d_q_scale[2] = {sizes.scale, sizes.scale};
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {

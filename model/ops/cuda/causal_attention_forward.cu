@@ -36,8 +36,7 @@ __device__ __forceinline__ float maximum_of_row(float value) {
 }
 
 /// Forward: a block takes 128 queries, a warp 32 of them, against tiles of 64 keys (32 of wide
-/// heads, so that the accumulators fit registers). Keys and values
-/// have one buffer each; either is filled while the other is in use.
+/// heads, so that the accumulators fit registers). Keys and values come through two buffers.
 template <int kWidth>
 struct Forward {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 2 * 16,
@@ -138,8 +137,8 @@ __global__ void __launch_bounds__(Forward<kWidth>::kThreads, 2)
   using Shape = Forward<kWidth>;
   constexpr int kKeys = Shape::kKeys;
   Bf16* const q_tile = dynamic_shared<Bf16>();
-  Bf16* const k_tile = q_tile + Shape::kQueries * kWidth;
-  Bf16* const v_tile = k_tile + kKeys * kWidth;
+  Bf16* const k_tiles = q_tile + Shape::kQueries * kWidth;
+  Bf16* const v_tiles = k_tiles + 2 * kKeys * kWidth;
   CausalPlace place = causal_place(sizes, tiles);
   place.tile = tiles - 1 - place.tile;  // the most work first
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -148,12 +147,10 @@ __global__ void __launch_bounds__(Forward<kWidth>::kThreads, 2)
   const int query_end = min(query_begin + Shape::kQueries, length);
   const std::int64_t stride = 3 * sizes.width;
   const Bf16* const q = tensors.qkv + place.first_row * stride + place.head * kWidth;
-  const Bf16* const k = q + sizes.width;
-  const Bf16* const v = k + sizes.width;
   const std::int32_t* const start = tensors.start + place.first_row;
 
-  load_tile<kWidth, Shape::kQueries, Forward<kWidth>::kThreads>(q_tile, q + query_begin * stride,
-                                                                stride, query_end - query_begin);
+  load_tile<kWidth, Shape::kQueries, Shape::kThreads>(q_tile, q + query_begin * stride, stride,
+                                                      query_end - query_begin);
   // The range of starts of the block and of this warp.
   const int row_begin = query_begin + warp * Shape::kRows;
   int low = INT_MAX, warp_low = INT_MAX, warp_high = 0;
@@ -176,39 +173,36 @@ __global__ void __launch_bounds__(Forward<kWidth>::kThreads, 2)
   const float scale = sizes.scale * kLog2E;
   RowsOfA<kWidth, kWidth <= 64> rows[2];
   const int first = low / kKeys, last = (query_end - 1) / kKeys;
-  load_tile<kWidth, kKeys, Forward<kWidth>::kThreads>(k_tile, k + first * kKeys * stride, stride,
-                                                      length - first * kKeys);
-  copy_async_commit();
-  for (int tile = first; tile <= last; ++tile) {
-    const int key_begin = tile * kKeys;
-    copy_async_wait<0>();
-    __syncthreads();  // the keys are there; the values before are used up
-    load_tile<kWidth, kKeys, Forward<kWidth>::kThreads>(v_tile, v + key_begin * stride, stride,
-                                                        length - key_begin);
+  const auto load = [&](int tile, int buffer) {
+    const int begin = tile * kKeys, at = buffer * kKeys * kWidth;
+    const Bf16* const k = q + begin * stride + sizes.width;
+    load_tile<kWidth, kKeys, Shape::kThreads>(k_tiles + at, k, stride, length - begin);
+    load_tile<kWidth, kKeys, Shape::kThreads>(v_tiles + at, k + sizes.width, stride,
+                                              length - begin);
     copy_async_commit();
-    if (tile == first) {
-      rows[0].set(q_tile, warp * Shape::kRows);
-      rows[1].set(q_tile, warp * Shape::kRows + 16);
-    }
-    // Whether some key is seen by some of the warp's queries.
-    const bool active =
+  };
+  load(first, first % 2);
+  copy_async_wait<0>();
+  __syncthreads();
+  rows[0].set(q_tile, warp * Shape::kRows);
+  rows[1].set(q_tile, warp * Shape::kRows + 16);
+  for (int tile = first; tile <= last; ++tile) {
+    const int key_begin = tile * kKeys, buffer = tile % 2;
+    if (tile < last) load(tile + 1, 1 - buffer);
+    const bool active =  // some key is seen by some of the warp's queries
         row_begin < length && key_begin < row_begin + Shape::kRows && key_begin + kKeys > warp_low;
-    float s[2][kKeys / 8][4];
-    if (active) multiply_by_rows(s, rows, k_tile, 0);
+    if (active) {
+      float s[2][kKeys / 8][4];
+      multiply_by_rows(s, rows, k_tiles + buffer * kKeys * kWidth, 0);
+      if (key_begin + kKeys > row_begin + 1 || key_begin < warp_high) {
+        mask_scores(s, row_begin, key_begin, tensors.start + place.first_row, length);
+      }
+      raise_bases<kWidth>(s, scale, base, sum, o);
+      exponentials(s, scale, base, sum);
+      multiply_by_columns<kWidth>(o, s, v_tiles + buffer * kKeys * kWidth, 0);
+    }
     copy_async_wait<0>();
-    __syncthreads();  // the values are there; the keys are used up
-    if (tile < last) {
-      load_tile<kWidth, kKeys, Forward<kWidth>::kThreads>(k_tile, k + (key_begin + kKeys) * stride,
-                                                          stride, length - key_begin - kKeys);
-      copy_async_commit();
-    }
-    if (!active) continue;
-    if (key_begin + kKeys > row_begin + 1 || key_begin < warp_high) {
-      mask_scores(s, row_begin, key_begin, start, length);
-    }
-    raise_bases<kWidth>(s, scale, base, sum, o);
-    exponentials(s, scale, base, sum);
-    multiply_by_columns<kWidth>(o, s, v_tile, 0);
+    __syncthreads();  // the next tile is there, this one used up
   }
 
 #pragma unroll
@@ -236,7 +230,7 @@ void forward_of_width(const CausalShape& shape, const CausalTensors<Bf16>& tenso
                       cudaStream_t stream) {
   using Shape = Forward<kWidth>;
   const std::int64_t tiles = (shape.length + Shape::kQueries - 1) / Shape::kQueries;
-  const std::size_t bytes = std::size_t{2} * kWidth * (Shape::kQueries + 2 * Shape::kKeys);
+  const std::size_t bytes = std::size_t{2} * kWidth * (Shape::kQueries + 4 * Shape::kKeys);
   SCONE_LAUNCH(
       causal_attention_forward<kWidth>,
       (LaunchShape{tiles * shape.heads * shape.sequences, Forward<kWidth>::kThreads, bytes}),
