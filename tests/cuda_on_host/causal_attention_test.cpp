@@ -8,7 +8,7 @@
 namespace scone::cuda {
 namespace {
 
-enum class Starts { zero, documents, any };
+enum class Starts { zero, documents, any, edges };
 
 struct Case {
   CausalShape shape;  // sequences, length, heads, head_width
@@ -17,13 +17,14 @@ struct Case {
 };
 
 std::string name_of(const Case& c) {
-  static const char* const kStarts[] = {"from 0", "documents", "any start"};
+  static const char* const kStarts[] = {"from 0", "documents", "any start", "tile edges"};
   return std::to_string(c.shape.sequences) + " x " + std::to_string(c.shape.length) + ", " +
          std::to_string(c.shape.heads) + " heads of " + std::to_string(c.shape.head_width) + ", " +
          kStarts[static_cast<int>(c.starts)] + ", x" + std::to_string(c.factor);
 }
 
-/// documents: starts rise now and then; any: each is anywhere up to its own position.
+/// documents: starts rise now and then; any: each is anywhere up to its own position; edges: starts
+/// are the last positions of tiles of keys.
 std::vector<std::int32_t> starts_of(const Case& c) {
   std::mt19937 random(3);
   std::vector<std::int32_t> result;
@@ -32,6 +33,7 @@ std::vector<std::int32_t> starts_of(const Case& c) {
     for (std::int32_t i = 0; i < c.shape.length; ++i) {
       if (c.starts == Starts::documents && random() % 40 == 0) start = i;
       if (c.starts == Starts::any) start = static_cast<std::int32_t>(random() % (unsigned(i) + 1));
+      if (c.starts == Starts::edges) start = i / 64 * 64 - (i < 64 ? 0 : 1);
       result.push_back(start);
     }
   }
@@ -86,7 +88,9 @@ TYPED_TEST(CausalAttention, AgreesWithTheReference) {
       {{1, 130, 1, 128}},
       {{1, 130, 2, 96}, Starts::documents},
       {{1, 65, 1, 128}, Starts::any},
-      {{1, 300, 1, 32}, Starts::documents},     // whole tiles are skipped
+      {{1, 300, 1, 32}, Starts::documents},  // whole tiles are skipped
+      {{1, 200, 1, 64}, Starts::edges},
+      {{1, 260, 1, 96}, Starts::edges},
       {{1, 130, 1, 64}, Starts::documents, 4},  // weights near 0 and 1, bases that rise
       {{2, 17, 2, 21}, Starts::any},
       {{1, 65, 1, 80}, Starts::documents},

@@ -53,23 +53,47 @@ constexpr std::int64_t kLossReduction = 64;
 
 TYPED_TEST(CrossEntropy, AgreesWithTheReference) {
   using T = TypeParam;
-  for (const std::size_t classes : {1U, 7U, 37U, 64U, 1001U, 8195U}) {
-    const std::size_t rows = classes > 2000 ? 2 : 5;
-    const auto logits = normal_values<T>(static_cast<std::int64_t>(rows * classes), 1, 4);
-    const std::vector<std::int32_t> targets = targets_of(rows, classes);
+  struct Case {
+    std::size_t classes, padding;
+  };
+  for (const Case c : {Case{1, 0}, {7, 1}, {37, 0}, {60, 4}, {1001, 0}, {8195, 125}}) {
+    const std::size_t rows = c.classes > 2000 ? 2 : 5, columns = c.classes + c.padding;
+    const auto logits = normal_values<T>(static_cast<std::int64_t>(rows * c.classes), 1, 4);
+    const std::vector<std::int32_t> targets = targets_of(rows, c.classes);
     const Reference expected = reference(doubles_of(logits), targets, kGradientScale);
-    const DeviceArray<T> x(logits);
+    std::vector<T> padded(rows * columns, static_cast<T>(1000.0F));  // would outdo all logits
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t j = 0; j < c.classes; ++j) {
+        padded[i * columns + j] = logits[i * c.classes + j];
+      }
+    }
+    const DeviceArray<T> x(padded);
     const DeviceArray<std::int32_t> target(targets);
     const DeviceArray<float> losses(rows), again(rows);
-    const auto count = static_cast<std::int64_t>(rows), width = static_cast<std::int64_t>(classes);
-    cross_entropy(x.data(), target.data(), width, again.data(), false, 0.0F, count, width, nullptr);
-    EXPECT_EQ(x.doubles(), doubles_of(logits)) << "logits changed without a gradient asked for";
-    cross_entropy(x.data(), target.data(), width, losses.data(), true, kGradientScale, count, width,
-                  nullptr);
-    const std::string name = std::to_string(classes) + " classes";
+    const auto run = [&](const DeviceArray<float>& to, bool with_gradient) {
+      cross_entropy(x.data(), target.data(), static_cast<std::int64_t>(c.classes), to.data(),
+                    with_gradient, kGradientScale, static_cast<std::int64_t>(rows),
+                    static_cast<std::int64_t>(columns), nullptr);
+    };
+    run(again, false);
+    EXPECT_EQ(x.doubles(), doubles_of(padded)) << "logits changed without a gradient asked for";
+    run(losses, true);
+    const std::string name = std::to_string(c.classes) + " classes";
     EXPECT_EQ(losses.values(), again.values());
     expect_near<float>(name + ", losses", losses.doubles(), expected.losses, 1, kLossReduction);
-    expect_near<T>(name + ", gradients", x.doubles(), expected.gradients, width, 64);
+    const Doubles found = x.doubles();
+    Doubles gradients;
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t j = 0; j < columns; ++j) {
+        if (j < c.classes) {
+          gradients.push_back(found[i * columns + j]);
+        } else {
+          EXPECT_EQ(found[i * columns + j], 0) << "padding of row " << i;
+        }
+      }
+    }
+    expect_near<T>(name + ", gradients", gradients, expected.gradients,
+                   static_cast<std::int64_t>(c.classes), 64);
   }
 }
 

@@ -85,7 +85,8 @@ OpCase linear_gelu_case() {
               }
             }
             return y;
-          }};
+          },
+          inner};
 }
 
 OpCase norm_case(NormKind kind, const std::string& name) {

@@ -36,6 +36,7 @@ struct OpCase {
                      const std::vector<Tensor>& dx)>
       backward;
   std::function<Doubles(const std::vector<Doubles>& x)> reference;
+  double bf16_roundings = 4;  // of values of the output's size on the way, with bf16 tensors
 };
 /// How GoogleTest shows a case.
 inline void PrintTo(const OpCase& op, std::ostream* out) { *out << op.name; }

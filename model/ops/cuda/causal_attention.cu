@@ -18,26 +18,29 @@ namespace {
 
 constexpr int kPrepareThreads = 256, kLanesOfHead = 8;
 
-/// Fills the workspace: delta = sum(out * d_out), and log_sum_exp times `unit`, by head. A group of
-/// 8 lanes takes one head of one position, of which kPack elements are read at a time.
+/// Fills workspace.statistics, log_sum_exp times `unit`. A group of 8 lanes takes one head of one
+/// position, of which kPack elements are read at a time.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kPrepareThreads)
     causal_attention_prepare(CausalTensors<T> tensors, CausalSizes sizes, std::int64_t sequences,
                              float unit) {
-  const std::int64_t padded = tensors.workspace.tiles * kStartTile;
-  const std::int64_t items = sequences * padded * sizes.heads;
+  const auto tiles = static_cast<unsigned>(tensors.workspace.tiles);
+  const auto heads = static_cast<unsigned>(sizes.heads);
+  const unsigned padded = tiles * kStartTile;
+  const std::int64_t items = sequences * padded * heads;
   const std::int64_t groups = std::int64_t{gridDim.x} * (kPrepareThreads / kLanesOfHead);
   const int lane = static_cast<int>(threadIdx.x) % kLanesOfHead;
   std::int64_t item = (std::int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x) / kLanesOfHead;
   // Whole warps go round together, for their shuffles.
   for (std::int64_t round = 0; round < items; round += groups, item += groups) {
-    const std::int64_t head = item % sizes.heads, position = item / sizes.heads % padded;
-    const std::int64_t sequence = item / sizes.heads / padded;
-    const std::int64_t row = sequence * sizes.length + position;
-    const bool present = item < items && position < sizes.length;
+    const unsigned place = static_cast<unsigned>(item) / heads;  // items are fewer than 2^32
+    const unsigned head = static_cast<unsigned>(item) % heads;
+    const unsigned position = place % padded, sequence = place / padded;
+    const std::int64_t row = std::int64_t{sequence} * sizes.length + position;
+    const bool present = item < items && position < static_cast<unsigned>(sizes.length);
     float sum = 0.0F;
     if (present) {
-      const std::int64_t at = row * sizes.width + head * sizes.head_width;
+      const std::int64_t at = row * sizes.width + std::int64_t{head} * sizes.head_width;
       for (int i = lane * kPack; i < sizes.head_width; i += kLanesOfHead * kPack) {
         float out[kPack], d_out[kPack];
         load_floats<T, kPack>(tensors.out + at + i, out);
@@ -51,16 +54,17 @@ __global__ void __launch_bounds__(kPrepareThreads)
       sum += __shfl_xor_sync(0xFFFFFFFFU, sum, offset);
     }
     if (lane == 0 && item < items) {
-      const std::int64_t to = (sequence * sizes.heads + head) * padded + position;
+      float* const to = tensors.workspace.statistics +
+                        (std::int64_t{sequence} * heads + head) * tiles * 2 * kStartTile +
+                        statistics_offset(static_cast<int>(position));
       // Padding has weights exp(score - infinity) = 0.
-      tensors.workspace.log_sum_exp[to] =
-          present ? tensors.saved_log_sum_exp[row * sizes.heads + head] * unit : INFINITY;
-      tensors.workspace.delta[to] = sum;
+      to[0] = present ? tensors.saved_log_sum_exp[row * heads + head] * unit : INFINITY;
+      to[kStartTile] = sum;
     }
   }
 }
 
-/// Fills workspace.first and .last; a warp takes a tile.
+/// Fills workspace.ranges; a warp takes a tile.
 __global__ void __launch_bounds__(kPrepareThreads)
     causal_attention_start_ranges(const std::int32_t* start, CausalWorkspace workspace, int length,
                                   std::int64_t sequences) {
@@ -86,8 +90,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
       high = max(high, __shfl_xor_sync(0xFFFFFFFFU, high, offset));
     }
     if (lane == 0) {
-      workspace.first[item] = low;
-      workspace.last[item] = high;
+      workspace.ranges[2 * item] = low;
+      workspace.ranges[2 * item + 1] = high;
     }
   }
 }
@@ -109,33 +113,22 @@ bool has_tensor_core_kernels(std::int64_t head_width) {
 }
 
 CausalSizes causal_sizes(const CausalShape& shape) {
-  constexpr std::int64_t kMostLength = std::int64_t{1} << 30;
-  const std::int64_t tiles = shape.length / kSmallestTile + 1;
+  constexpr std::int64_t kMostLength = std::int64_t{1} << 30, kMostItems = std::int64_t{1} << 31;
+  // Kernels count heads of positions, and blocks, in 32 bits.
   if (shape.length > kMostLength || shape.head_width > kMostLength ||
-      shape.heads * shape.sequences > INT_MAX / tiles) {
-    throw std::invalid_argument(
-        "causal attention on CUDA: " + std::to_string(shape.sequences) + " sequences of " +
-        std::to_string(shape.length) + " positions and " + std::to_string(shape.heads) +
-        " heads are more blocks than a grid holds; use smaller microbatches");
+      shape.heads * shape.sequences > kMostItems / (shape.length + kStartTile)) {
+    throw std::invalid_argument("causal attention on CUDA: " + std::to_string(shape.sequences) +
+                                " sequences of " + std::to_string(shape.length) +
+                                " positions and " + std::to_string(shape.heads) +
+                                " heads are more than kernels count; use smaller microbatches");
   }
   return {shape.heads, shape.heads * shape.head_width, static_cast<int>(shape.length),
           static_cast<int>(shape.head_width),
           1.0F / std::sqrt(static_cast<float>(shape.head_width))};
 }
 
-CausalWorkspace causal_workspace(const CausalShape& shape, void* memory) {
-  CausalWorkspace result;
-  result.tiles = (shape.length + kStartTile - 1) / kStartTile;
-  const std::int64_t values = shape.sequences * shape.heads * result.tiles * kStartTile;
-  result.log_sum_exp = static_cast<float*>(memory);
-  result.delta = result.log_sum_exp + values;
-  result.first = reinterpret_cast<std::int32_t*>(result.delta + values);
-  result.last = result.first + shape.sequences * result.tiles;
-  return result;
-}
-
 std::int64_t causal_attention_backward_workspace_bytes(const CausalShape& shape) {
-  const std::int64_t tiles = (shape.length + kStartTile - 1) / kStartTile;
+  const std::int64_t tiles = divide_up(shape.length, kStartTile);
   return 4 * 2 * shape.sequences * tiles * (shape.heads * kStartTile + 1);
 }
 
@@ -169,7 +162,11 @@ void causal_attention_backward(const CausalShape& shape, const T* qkv,
   tensors.saved_log_sum_exp = log_sum_exp;
   tensors.d_out = d_out;
   tensors.d_qkv = d_qkv;
-  tensors.workspace = causal_workspace(shape, workspace);
+  tensors.workspace.tiles = divide_up(shape.length, kStartTile);
+  tensors.workspace.statistics = static_cast<float*>(workspace);
+  tensors.workspace.ranges = reinterpret_cast<std::int32_t*>(
+      tensors.workspace.statistics +
+      shape.sequences * shape.heads * tensors.workspace.tiles * 2 * kStartTile);
   const CausalSizes sizes = causal_sizes(shape);
 
   constexpr int kPack = Pack<T>::kSize;

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
 template <class Shape>
 __device__ __forceinline__ void weights_and_gradients(const float* q, const float* k,
                                                       const float* v, const float* d_out,
-                                                      const float* log_sum_exp, const float* delta,
+                                                      const float* statistics,
                                                       const std::int32_t* start, int begin,
                                                       int key_begin, const CausalSizes& sizes,
                                                       float* weights, float* d_scores) {
@@ -173,8 +173,9 @@ __device__ __forceinline__ void weights_and_gradients(const float* q, const floa
     float weight = 0.0F, d_score = 0.0F;
     if (i < sizes.length && j <= i && j >= start[i]) {
       weight = expf(sizes.scale * dot(q + query * row_floats, k + key * row_floats, width) -
-                    log_sum_exp[i]);
-      d_score = weight * (dot(d_out + query * row_floats, v + key * row_floats, width) - delta[i]);
+                    statistics[statistics_offset(i)]);
+      d_score = weight * (dot(d_out + query * row_floats, v + key * row_floats, width) -
+                          statistics[statistics_offset(i) + kStartTile]);
     }
     weights[query * (Shape::kTile + 1) + key] = weight;
     d_scores[query * (Shape::kTile + 1) + key] = d_score;
@@ -200,8 +201,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const T* const all = tensors.qkv + place.first_row * stride + column;
   const T* const d_all = tensors.d_out + place.first_row * sizes.width + column;
   const std::int32_t* const start = tensors.start + place.first_row;
-  const std::int64_t padded =
-      (place.sequence * sizes.heads + place.head) * tensors.workspace.tiles * kStartTile;
+  const float* const statistics =
+      statistics_of(tensors.workspace, place.sequence * sizes.heads + place.head);
   load_rows<Shape>(k, all + sizes.width, stride, key_begin, length, width);
   load_rows<Shape>(v, all + 2 * sizes.width, stride, key_begin, length, width);
   for (int i = thread; i < kTile * row_floats; i += Shape::kThreads) d_k[i] = d_v[i] = 0.0F;
@@ -212,8 +213,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     load_rows<Shape>(q, all, stride, begin, length, width);
     load_rows<Shape>(d_out, d_all, sizes.width, begin, length, width);
     __syncthreads();
-    weights_and_gradients<Shape>(q, k, v, d_out, tensors.workspace.log_sum_exp + padded,
-                                 tensors.workspace.delta + padded, start, begin, key_begin, sizes,
+    weights_and_gradients<Shape>(q, k, v, d_out, statistics, start, begin, key_begin, sizes,
                                  weights, d_scores);
     __syncthreads();
     const auto one = [](int) { return 1.0F; };
@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const std::int64_t stride = 3 * sizes.width, column = place.head * width;
   const T* const all = tensors.qkv + place.first_row * stride + column;
   const std::int32_t* const start = tensors.start + place.first_row;
-  const std::int64_t padded =
-      (place.sequence * sizes.heads + place.head) * tensors.workspace.tiles * kStartTile;
+  const float* const statistics =
+      statistics_of(tensors.workspace, place.sequence * sizes.heads + place.head);
   load_rows<Shape>(q, all, stride, begin, length, width);
   load_rows<Shape>(d_out, tensors.d_out + place.first_row * sizes.width + column, sizes.width,
                    begin, length, width);
@@ -258,8 +258,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     load_rows<Shape>(k, all + sizes.width, stride, key_begin, length, width);
     load_rows<Shape>(v, all + 2 * sizes.width, stride, key_begin, length, width);
     __syncthreads();
-    weights_and_gradients<Shape>(q, k, v, d_out, tensors.workspace.log_sum_exp + padded,
-                                 tensors.workspace.delta + padded, start, begin, key_begin, sizes,
+    weights_and_gradients<Shape>(q, k, v, d_out, statistics, start, begin, key_begin, sizes,
                                  weights, d_scores);
     __syncthreads();
     accumulate<Shape>(

@@ -12,20 +12,28 @@ namespace scone::cuda {
 // What the two kinds of causal attention kernels share.
 
 constexpr float kLog2E = 1.4426950408889634F, kLn2 = 0.6931471805599453F;
-constexpr int kSmallestTile = 8;
+
 constexpr int kStartTile = 64;  // queries for which CausalWorkspace has their starts' range
 
 /// The backward pass's workspace. Positions are padded to whole tiles of kStartTile.
 struct CausalWorkspace {
-  std::int64_t tiles = 0;         // of a sequence
-  float* log_sum_exp = nullptr;   // [sequences, heads, padded length], padding: infinity
-  float* delta = nullptr;         // the same of sum(out * d_out), padding: 0
-  std::int32_t* first = nullptr;  // [sequences, tiles], smallest start of the tile's queries
-  std::int32_t* last = nullptr;   // the same, largest
+  std::int64_t tiles = 0;  // of a sequence
+  // [sequences, heads, tiles, 2, kStartTile]: log_sum_exp (padding: infinity), then delta =
+  // sum(out * d_out) (padding: 0).
+  float* statistics = nullptr;
+  std::int32_t* ranges = nullptr;  // [sequences, tiles, 2], smallest and largest start of queries
 };
 
-/// Where each of the arrays lies in `memory`, which may be null: bytes, not addresses, matter then.
-CausalWorkspace causal_workspace(const CausalShape& shape, void* memory);
+/// Of the pair of a sequence and a head.
+__device__ __forceinline__ const float* statistics_of(const CausalWorkspace& workspace,
+                                                      std::int64_t pair) {
+  return workspace.statistics + pair * workspace.tiles * 2 * kStartTile;
+}
+
+/// Where the log_sum_exp of a position is there; its delta lies kStartTile further.
+__device__ __forceinline__ int statistics_offset(int position) {
+  return position / kStartTile * 2 * kStartTile + position % kStartTile;
+}
 
 /// What a kernel works on; fields that it does not use may be null.
 template <class T>

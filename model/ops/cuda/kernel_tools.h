@@ -134,6 +134,24 @@ __device__ __forceinline__ std::int64_t grid_threads() {
   return static_cast<std::int64_t>(gridDim.x) * blockDim.x;
 }
 
+/// body.operator()<kPack>(at) for each whole pack of `elements`, and operator()<1> for what
+/// remains, spread over the grid.
+template <int kPack, class Body>
+__device__ __forceinline__ void for_each_pack(std::int64_t elements, const Body& body) {
+  const std::int64_t packs = elements / kPack;
+  for (std::int64_t i = grid_thread(); i < packs; i += grid_threads()) {
+    body.template operator()<kPack>(i * kPack);
+  }
+  if constexpr (kPack > 1) {
+    const std::int64_t at = packs * kPack + grid_thread();
+    if (at < elements) body.template operator()<1>(at);
+  }
+}
+/// Blocks of `threads` >= kPack for it.
+inline std::int64_t blocks_for_packs(std::int64_t elements, int pack, int threads) {
+  return std::min(divide_up(divide_up(elements, pack), threads), kMostBlocks);
+}
+
 // Sums and maxima, the same in every thread. All threads take part. Their order is fixed.
 
 template <class T>
