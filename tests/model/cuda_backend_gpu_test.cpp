@@ -102,9 +102,14 @@ TEST_P(CudaModelTest, RepeatsBitByBit) {
   EXPECT_EQ(first.gradients, second.gradients);
 }
 
-/// Losses a position of 50 steps on one batch.
+#ifdef SCONE_CUDA_ON_HOST
+constexpr int kSteps = 5;  // kernels run thread by thread there
+#else
+constexpr int kSteps = 50;
+#endif
+
+/// Losses a position of kSteps steps on one batch.
 std::vector<double> train(const ModelCase& model_case, Backend& backend, DType dtype) {
-  constexpr int kSteps = 50;
   const reference::Batch batch = random_batch(model_case.config, 3);
   SconeModel model(model_case.config, batch, 4, backend, dtype);
   struct State {
@@ -132,7 +137,7 @@ std::vector<double> train(const ModelCase& model_case, Backend& backend, DType d
   return losses;
 }
 
-TEST_P(CudaModelTest, FiftyStepsFollowTheProcessors) {
+TEST_P(CudaModelTest, StepsFollowTheProcessors) {
   const auto& [model_case, dtype] = GetParam();
   const std::vector<double> expected = train(model_case, cpu_backend(), DType::fp32);
   const std::vector<double> found = train(model_case, test_cuda_backend(), dtype);
@@ -143,7 +148,7 @@ TEST_P(CudaModelTest, FiftyStepsFollowTheProcessors) {
     worst = std::isnan(error) ? INFINITY : std::max(worst, error);
   }
   EXPECT_LT(worst, allowed);
-  EXPECT_LT(found.back(), 0.5 * found.front());
+  EXPECT_LT(found.back(), (kSteps < 50 ? 0.95 : 0.5) * found.front());
   std::printf("%s %s: loss from %.3f to %.3f (processor %.3f), largest difference %.1e of %.1e\n",
               model_case.name.c_str(), name_of(dtype), found.front(), found.back(), expected.back(),
               worst, allowed);
