@@ -113,18 +113,19 @@ step build 420 cmake --build "$build" --target gpu_programs --parallel "$(nproc)
 export SCONE_REQUIRE_GPU=1
 step tests 300 ctest --test-dir "$build" -L '^gpu$' --no-tests=error --output-on-failure --parallel 4
 
-# compute-sanitizer on tests whose kernels are small: PROGRAM FILTER. Suites of small shapes are called Small*.
+# compute-sanitizer on tests of small shapes: the operation registry's, and suites called Small*.
+small='*CudaOpTest*:Small*'
 if command -v compute-sanitizer >/dev/null; then
   for program in "$build"/tests/test_*_gpu; do
     name=$(basename "$program")
-    "$program" --gtest_list_tests --gtest_filter='Small*' | grep -q '^Small' || continue
+    [ -n "$("$program" --gtest_list_tests --gtest_filter="$small")" ] || continue
     for tool in memcheck racecheck; do
-      step "$tool-${name#test_}" 180 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-        "$program" --gtest_filter='Small*'
+      step "$tool-${name#test_}" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+        "$program" --gtest_filter="$small"
     done
   done
 else
-  rows+=("compute-sanitizer                  absent: not part of this toolkit")
+  rows+=("compute-sanitizer: absent, not part of this toolkit")
 fi
 
 # Benchmarks: NAME, seconds at most, and the command, whose last line goes into the table. PyTorch, where it is, takes the

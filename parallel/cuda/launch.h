@@ -12,9 +12,7 @@
 
 #include "parallel/cuda/device.h"
 
-#ifdef SCONE_CUDA_ON_HOST
-#include "block_runner.h"
-#else
+#ifndef SCONE_CUDA_ON_HOST
 #include <atomic>
 #endif
 

@@ -83,7 +83,7 @@ kill -TERM "$(pgrep -f "^$scone train run.yaml run.folder=signal" | tail -n 1)"
 code=0
 wait "$job" || code=$?
 job=
-[ "$code" = 75 ] || fail "expected exit code 75 after SIGTERM, found $code: $(tail -n 20 signal.log)"
+[ "$code" = 75 ] || fail "expected exit code 75 after SIGTERM, found $code: $(tail -n 80 signal.log)"
 stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(json.load(sys.stdin)["step"])')
 ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant trainer.eval_every=0 "trainer.steps=$((stopped + 2))"
 [ "$(wc -l <signal/metrics.jsonl)" = "$((stopped + 2))" ] || fail "the resumed run did not continue after step $stopped"

@@ -12,7 +12,6 @@
 // memory is declared by SCONE_SHARED and dynamic_shared alone.
 
 #ifdef SCONE_CUDA_ON_HOST
-#include "block_runner.h"
 /// SCONE_SHARED(float, tile, [16][17]): static shared memory, not initialised.
 #define SCONE_SHARED(type, name, ...)                                                      \
   std::type_identity_t<type __VA_ARGS__>& name =                                           \

@@ -12,7 +12,6 @@
 #include <utility>
 #include <vector>
 
-#include "block_runner.h"
 #endif
 
 namespace scone::cuda {
