@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -25,10 +26,66 @@ constexpr std::array<std::int64_t, 3> report_batch_tokens{8 * 1024, 64 * 1024, 5
 
 struct FgramsArguments {
   std::vector<std::string> data;
-  std::string output, size, memory = "4G";
+  std::string output, size, memory = "4G", spill;
   int max_length = 5;
   std::int64_t min_count = 5;
   bool report = false;
+};
+
+/// Prints the state of the scans, with rate and time left: rewriting one line on a terminal, else
+/// at most one line each ten seconds, and one at the end of each scan.
+class ProgressLine {
+ public:
+  ProgressLine(std::int64_t min_count, int ranks)
+      : min_count_(min_count), ranks_(ranks), terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+  void operator()(const NgramProgress& progress) {
+    if (progress.from_before || progress.ngrams >= 0) {
+      end_of_scan(progress);
+      return;
+    }
+    const auto now = Clock::now();
+    const double seconds = seconds_between(scan_begin_, now);
+    if (!progress.merging && seconds_between(printed_, now) < (terminal_ ? 0.2 : 10.0)) return;
+    printed_ = now;
+    const double share = static_cast<double>(progress.tokens) /
+                         static_cast<double>(std::max<std::int64_t>(1, progress.tokens_total));
+    // The scans to come take about as long as this one.
+    const double left =
+        share > 0 ? seconds / share * (1 - share + progress.scans - progress.scan) : 0;
+    fmt::print(stderr, "{}scan {} of {}: {:5.1f} %  {:.1f}M tokens/s  {:.1f} MB spilled  {}{}",
+               terminal_ ? "\r" : "", progress.scan, progress.scans, 100 * share,
+               static_cast<double>(progress.tokens) * ranks_ / 1e6 / std::max(seconds, 1e-3),
+               static_cast<double>(progress.spilled_bytes) * ranks_ / 1e6,
+               progress.merging ? "merging" : fmt::format("{:.0f} s left", left),
+               terminal_ ? "   " : "\n");
+    std::fflush(stderr);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds_between(Clock::time_point begin, Clock::time_point end) {
+    return std::chrono::duration<double>(end - begin).count();
+  }
+
+  void end_of_scan(const NgramProgress& progress) {
+    const auto now = Clock::now();
+    fmt::print(
+        stderr, "{}scan {} of {}: {} n-grams of {} tokens occur {} times or more{}\n",
+        terminal_ ? "\r" : "", progress.scan, progress.scans, progress.ngrams, progress.scan + 1,
+        min_count_,
+        progress.from_before
+            ? " (counted before the interruption)"
+            : fmt::format(" ({:.1f} s, {:.1f} MB spilled)", seconds_between(scan_begin_, now),
+                          static_cast<double>(progress.spilled_bytes) * ranks_ / 1e6));
+    std::fflush(stderr);
+    scan_begin_ = printed_ = now;
+  }
+
+  std::int64_t min_count_;
+  int ranks_;
+  bool terminal_;
+  Clock::time_point scan_begin_ = Clock::now(), printed_ = scan_begin_;
 };
 
 bool is_vocabulary(const std::filesystem::path& path) {
@@ -141,26 +198,25 @@ int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
   options.memory_bytes = parse_size(arguments.memory);
   options.max_length = arguments.max_length;
   options.min_count = arguments.min_count;
+  options.spill = arguments.spill;
   if (context.is_root()) {
     check_output(arguments.output);
-    options.progress = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+    options.progress = ProgressLine(options.min_count, context.world.size());
   }
   const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
   if (context.is_root()) {
     fmt::print(stderr, "{} tokens in {} documents, {} shards, on {}\n", corpus.tokens(),
                corpus.documents(), corpus.shards().size(), context.world.describe());
   }
-  FgramBuildResult built = build_fgram_vocabulary(context.world, corpus, options);
-  const FgramVocabulary vocabulary(std::move(built.contents), arguments.output);
-  if (context.is_root()) {
-    if (vocabulary.size() < options.size) {
-      fmt::print(
-          stderr,
-          "warning: only {} n-grams occur {} times or more, fewer than --size {}; all are taken\n",
-          vocabulary.size(), options.min_count, options.size);
-    }
-    vocabulary.save(arguments.output);
+  const FgramBuildResult built =
+      build_fgram_vocabulary(context.world, corpus, options, arguments.output);
+  if (context.is_root() && built.size < options.size) {
+    fmt::print(
+        stderr,
+        "warning: only {} n-grams occur {} times or more, fewer than --size {}; all are taken\n",
+        built.size, options.min_count, options.size);
   }
+  const FgramVocabulary vocabulary(arguments.output);
   const FgramCoverage coverage = measure_coverage(context.world, corpus, vocabulary);
   if (context.is_root()) {
     print_summary(built, vocabulary.size(), coverage);
@@ -204,8 +260,12 @@ void add_fgrams(CLI::App& app, Action& action) {
       ->add_option("--min-count", arguments->min_count,
                    "Least number of occurrences, from the first scan on")
       ->capture_default_str();
-  command->add_option("--memory", arguments->memory, "Memory that a rank may use, such as 4G")
+  command
+      ->add_option("--memory", arguments->memory,
+                   "Memory that a rank may use, all of it, such as 4G")
       ->capture_default_str();
+  command->add_option("--spill", arguments->spill,
+                      "Folder for temporary files, of this run alone (default: OUTPUT.spill)");
   command->add_flag(
       "--report", arguments->report,
       "Also measure how many distinct trie nodes batches of 8K, 64K, 512K tokens need");
