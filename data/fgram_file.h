@@ -31,7 +31,7 @@ struct FgramRow {
 
 constexpr int longest_fgram = 255;  // /length is one byte
 /// Larger token vocabularies are refused.
-constexpr std::int64_t largest_token_vocabulary = std::int64_t{1} << 24U;
+constexpr std::int64_t largest_token_vocabulary = std::int64_t{1} << 22U;
 
 /// Bytes of a number of /last_token.
 inline std::size_t last_token_bytes(std::int64_t token_vocabulary_size) {

@@ -23,7 +23,9 @@ FgramIndex::FgramIndex(std::int64_t entries, std::int64_t prefixes, std::int64_t
   const std::uint64_t exact = bits_ > 32 ? (farthest + 1) << (bits_ - 32) : 1;
   count_ = std::max({buckets, dense, exact});
   buckets_ = PageBuffer<Bucket>(static_cast<std::size_t>(count_ + farthest));
-  ::madvise(buckets_.data(), buckets_.size() * sizeof(Bucket), MADV_HUGEPAGE);
+  // Where most of it stays empty, small pages keep it small.
+  if (dense >= exact)
+    ::madvise(buckets_.data(), buckets_.size() * sizeof(Bucket), MADV_HUGEPAGE);
 }
 
 FgramIndex::Inserted FgramIndex::insert(Entry entry, std::uint32_t id) {

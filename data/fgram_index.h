@@ -20,7 +20,7 @@ class FgramIndex {
 
   FgramIndex() = default;
   /// entries: of how many f-grams; prefixes: references are below it; tokens: ids are below it, at
-  /// most 2^24. buckets: at least that many.
+  /// most 2^22. buckets: at least that many.
   FgramIndex(std::int64_t entries, std::int64_t prefixes, std::int64_t tokens,
              std::uint64_t buckets = 0);
 
@@ -57,8 +57,8 @@ class FgramIndex {
 
  private:
   static constexpr unsigned slots = 8;
-  static constexpr std::uint64_t farthest =
-      16;  // a key lies in one of so many buckets from its own
+  // A key lies in its bucket or in one of those behind it, of so many.
+  static constexpr std::uint64_t farthest = 128;
   struct alignas(64) Bucket {
     std::uint32_t tags[slots];
     std::uint32_t ids[slots];  // id + 1; 0: free. Slots are filled from the first on
