@@ -88,8 +88,9 @@ FgramHeader read_header(const Hdf5File& file, const std::string& path) {
                                  longest_fgram));
   }
   header.max_length = static_cast<int>(max_length);
-  if (header.size < 1 || header.size > std::int64_t{1} << 32U) {
-    throw InputError(fmt::format("{}: attribute size is {}, expected 1..2^32", path, header.size));
+  if (header.size < 1 || header.size >= std::int64_t{1} << 31U) {
+    throw InputError(
+        fmt::format("{}: attribute size is {}, expected less than 2^31", path, header.size));
   }
   return header;
 }

@@ -24,26 +24,37 @@ FgramIndex::FgramIndex(std::int64_t entries, std::int64_t prefixes, std::int64_t
   count_ = std::max({buckets, dense, exact});
   buckets_ = PageBuffer<Bucket>(static_cast<std::size_t>(count_ + farthest));
   // Where most of it stays empty, small pages keep it small.
-  if (dense >= exact)
-    ::madvise(buckets_.data(), buckets_.size() * sizeof(Bucket), MADV_HUGEPAGE);
+  if (dense >= exact) ::madvise(buckets_.data(), buckets_.size() * sizeof(Bucket), MADV_HUGEPAGE);
 }
 
-FgramIndex::Inserted FgramIndex::insert(Entry entry, std::uint32_t id) {
-  const std::uint64_t key = scattered(entry.prefix, entry.token);
+FgramIndex::Inserted FgramIndex::insert(std::uint32_t prefix, std::uint32_t token,
+                                        std::uint32_t id) {
+  const std::uint64_t key = scattered(prefix, token);
   const auto tag = static_cast<std::uint32_t>(key);
   const std::uint64_t home = bucket_of(key);
   for (std::uint64_t at = home; at < home + farthest; ++at) {
     Bucket& bucket = buckets_[static_cast<std::size_t>(at)];
     for (unsigned i = 0; i < slots; ++i) {
-      if (bucket.ids[i] == 0) {
+      if ((bucket.ids[i] & ~overflow) == 0) {
         bucket.tags[i] = tag;
         bucket.ids[i] = id + 1;
         return Inserted::yes;
       }
       if (bucket.tags[i] == tag) return Inserted::twice;
     }
+    bucket.ids[slots - 1] |= overflow;
   }
   return Inserted::full;
+}
+
+bool FgramIndex::close() const {
+  // A look-up goes on as long as keys went by, and must not come to where its tag may be another's.
+  std::uint64_t run = 0;
+  for (const Bucket& bucket : buckets_.span()) {
+    run = (bucket.ids[slots - 1] & overflow) != 0 ? run + 1 : 0;
+    if (run + 1 >= farthest) return false;
+  }
+  return true;
 }
 
 }  // namespace scone

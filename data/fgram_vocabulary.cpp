@@ -20,10 +20,10 @@ namespace {
 void check_header(const FgramHeader& header, const std::string& source) {
   const std::int64_t vocabulary = header.token_vocabulary_size;
   if (vocabulary < 1 || vocabulary > largest_token_vocabulary ||
-      vocabulary + header.size >= std::numeric_limits<std::uint32_t>::max()) {
+      header.size >= std::numeric_limits<std::int32_t>::max()) {
     throw InputError(
-        fmt::format("{}: {} tokens and {} f-grams; expected 1..{} tokens, and less than 2^32 - 1 "
-                    "in all",
+        fmt::format("{}: {} tokens and {} f-grams; expected 1..{} tokens, and less than 2^31 - 1 "
+                    "f-grams",
                     source, vocabulary, header.size, largest_token_vocabulary));
   }
   if (header.max_length < 2 || header.max_length > longest_fgram) {
@@ -146,27 +146,26 @@ struct FgramVocabulary::State {
     constexpr std::size_t ahead = 16;
     const auto size = static_cast<std::size_t>(header.size);
     for (std::size_t id = 0; id < size; ++id) {
-      if (id + ahead < size) {
-        index.prefetch(index.scattered(columns.prefix(id + ahead), columns.last_token(id + ahead)));
-      }
+      if (id + ahead < size)
+        index.start(columns.prefix(id + ahead), columns.last_token(id + ahead));
       if (columns.length(id) > limit) continue;
-      switch (index.insert({columns.prefix(id), columns.last_token(id)},
+      switch (index.insert(columns.prefix(id), columns.last_token(id),
                            static_cast<std::uint32_t>(id))) {
         case FgramIndex::Inserted::yes:
           break;
         case FgramIndex::Inserted::full:
           return false;
         case FgramIndex::Inserted::twice:
-          throw InputError(fmt::format(
-              "{}: f-grams {} and {} are the same; the file is damaged, make it again", source,
-              index.find(index.scattered(columns.prefix(id), columns.last_token(id))), id));
+          throw InputError(
+              fmt::format("{}: f-grams {} and {} are the same; the file is damaged, make it again",
+                          source, index.find(columns.prefix(id), columns.last_token(id)), id));
       }
     }
-    return true;
+    return index.close();
   }
 
   std::int64_t find(std::uint32_t prefix, std::int32_t token) const {
-    return index.find(index.scattered(prefix, static_cast<std::uint32_t>(token)));
+    return index.find(prefix, static_cast<std::uint32_t>(token));
   }
   std::uint32_t reference(std::int64_t id) const {
     return static_cast<std::uint32_t>(header.token_vocabulary_size + id);
@@ -181,6 +180,17 @@ struct FgramVocabulary::State {
   }
   /// As in the file: a token, or the token vocabulary's size + an id.
   std::int64_t stored_prefix(std::int64_t id) const { return columns.prefix(checked(id)); }
+
+  void check_tokens(std::span<const std::int32_t> tokens) const {
+    std::uint32_t largest = 0;
+    for (const std::int32_t token : tokens)
+      largest = std::max(largest, static_cast<std::uint32_t>(token));
+    if (largest >= static_cast<std::uint64_t>(header.token_vocabulary_size)) {
+      throw std::invalid_argument(
+          fmt::format("FgramVocabulary::match: token {} of a vocabulary of {}",
+                      static_cast<std::int32_t>(largest), header.token_vocabulary_size));
+    }
+  }
 
   template <bool with_lengths>
   void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids,
@@ -277,26 +287,19 @@ template <bool with_lengths>
 void FgramVocabulary::State::match(std::span<const std::int32_t> tokens,
                                    std::span<std::int64_t> ids,
                                    std::span<std::uint8_t> lengths) const {
-  std::uint32_t largest = 0;
-  for (const std::int32_t token : tokens)
-    largest = std::max(largest, static_cast<std::uint32_t>(token));
-  if (largest >= static_cast<std::uint64_t>(header.token_vocabulary_size)) {
-    throw std::invalid_argument(
-        fmt::format("FgramVocabulary::match: token {} of a vocabulary of {}",
-                    static_cast<std::int32_t>(largest), header.token_vocabulary_size));
-  }
+  check_tokens(tokens);
   std::fill(ids.begin(), ids.end(), -1);
   if constexpr (with_lengths) std::fill(lengths.begin(), lengths.end(), std::uint8_t{0});
-  // A block of starts grows by one token a round, so that the index' cache misses overlap. Longer
-  // matches are written later, and of two that end together the longer has the smaller start.
-  constexpr std::size_t block = 64;
-  struct Start {
-    std::size_t end;  // of what has been found; the next token
-    std::uint64_t key;
+  // The starts of a block grow together, so that the index' cache misses overlap. Of two matches
+  // that end together the longer has the smaller start.
+  constexpr std::size_t block = 128;
+  struct Growing {
+    FgramIndex::Probe probe;
+    std::uint32_t end;     // where the f-gram that is looked up ends, from the block's begin
+    std::uint32_t length;  // its tokens
   };
-  Start alive[block];
-  // Lengths of the matches that end at the positions behind the block's begin: an earlier block
-  // may have written the first of them, from a smaller start.
+  Growing growing[block];
+  // Lengths of the matches found, by their ends; an earlier block may have written the first.
   std::uint8_t length_of[block + longest_fgram] = {};
   const auto longest = static_cast<std::size_t>(max_length);
   for (std::size_t begin = 0; begin + 1 < tokens.size(); begin += block) {
@@ -304,30 +307,35 @@ void FgramVocabulary::State::match(std::span<const std::int32_t> tokens,
       std::copy(length_of + block, length_of + block + longest, length_of);
       std::fill(length_of + longest, length_of + block + longest, std::uint8_t{0});
     }
-    std::size_t count = std::min(block, tokens.size() - 1 - begin);
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t end = begin + i + 1;
-      alive[i] = {end, index.scattered(static_cast<std::uint32_t>(tokens[end - 1]),
-                                       static_cast<std::uint32_t>(tokens[end]))};
-      index.prefetch(alive[i].key);
-    }
-    for (std::size_t length = 2; count > 0; ++length) {
+    const auto* here = reinterpret_cast<const std::uint32_t*>(tokens.data() + begin);
+    const std::size_t rest = tokens.size() - begin;
+    std::size_t count = std::min(block, rest - 1);
+    for (std::size_t i = 0; i < count; ++i)
+      growing[i] = {index.start(here[i], here[i + 1]), static_cast<std::uint32_t>(i + 1), 2};
+    while (count > 0) {
       std::size_t kept = 0;
       for (std::size_t i = 0; i < count; ++i) {
-        const std::int64_t id = index.find(alive[i].key);
-        if (id < 0) continue;
-        const std::size_t end = alive[i].end;
-        if (length_of[end - begin] < length) {
-          length_of[end - begin] = static_cast<std::uint8_t>(length);
-          ids[end] = id;
-          if constexpr (with_lengths) lengths[end] = static_cast<std::uint8_t>(length);
+        Growing one = growing[i];
+        const std::int64_t id = FgramIndex::step(one.probe);
+        if (id >= 0) {
+          if (length_of[one.end] < one.length) {
+            length_of[one.end] = static_cast<std::uint8_t>(one.length);
+            ids[begin + one.end] = id;
+          }
+          if (one.length == longest || one.end + 1 == rest) continue;
+          ++one.end;
+          ++one.length;
+          one.probe = index.start(reference(id), here[one.end]);
+        } else if (id == FgramIndex::absent) {
+          continue;
         }
-        if (length == longest || end + 1 == tokens.size()) continue;
-        alive[kept] = {end + 1,
-                       index.scattered(reference(id), static_cast<std::uint32_t>(tokens[end + 1]))};
-        index.prefetch(alive[kept++].key);
+        growing[kept++] = one;
       }
       count = kept;
+    }
+    if constexpr (with_lengths) {
+      const std::size_t done = std::min(block + longest - 1, rest);
+      std::copy(length_of, length_of + done, lengths.begin() + static_cast<std::ptrdiff_t>(begin));
     }
   }
 }
@@ -355,41 +363,40 @@ std::size_t FgramVocabulary::match_of_lengths(std::span<const std::int32_t> toke
     throw std::invalid_argument(
         "FgramVocabulary::match_of_lengths: tokens, ids and lengths differ in size");
   }
+  state_->check_tokens(tokens);
   std::fill(ids.begin(), ids.end(), -1);
-  constexpr std::size_t block = 64;
+  constexpr std::size_t block = 128;
   struct Growing {
-    std::size_t end, next;  // the match's last position; the next token to append
-    std::uint64_t key;
+    FgramIndex::Probe probe;
+    std::size_t end, next;  // the match's last position; that of the token being appended
   };
   Growing growing[block];
   const FgramIndex& index = state_->index;
+  const auto start = [&](std::uint32_t prefix, std::size_t next) {
+    return index.start(prefix, static_cast<std::uint32_t>(tokens[next]));
+  };
   for (std::size_t begin = 0; begin < tokens.size(); begin += block) {
     std::size_t count = 0;
     for (std::size_t end = begin; end < std::min(begin + block, tokens.size()); ++end) {
       if (lengths[end] == 0) continue;
       if (lengths[end] == 1 || lengths[end] > end + 1) return end;
-      const std::size_t start = end + 1 - lengths[end];
-      if (!state_->is_token(tokens[start]) || !state_->is_token(tokens[start + 1])) return end;
-      growing[count] = {end, start + 1,
-                        index.scattered(static_cast<std::uint32_t>(tokens[start]),
-                                        static_cast<std::uint32_t>(tokens[start + 1]))};
-      index.prefetch(growing[count++].key);
+      const std::size_t first = end + 1 - lengths[end];
+      growing[count++] = {start(static_cast<std::uint32_t>(tokens[first]), first + 1), end,
+                          first + 1};
     }
     while (count > 0) {
       std::size_t kept = 0;
       for (std::size_t i = 0; i < count; ++i) {
         Growing one = growing[i];
-        const std::int64_t id = index.find(one.key);
-        if (id < 0) return one.end;
-        if (one.next == one.end) {
-          ids[one.end] = id;
-          continue;
+        const std::int64_t id = FgramIndex::step(one.probe);
+        if (id == FgramIndex::absent) return one.end;
+        if (id >= 0) {
+          if (one.next == one.end) {
+            ids[one.end] = id;
+            continue;
+          }
+          one.probe = start(state_->reference(id), ++one.next);
         }
-        ++one.next;
-        if (!state_->is_token(tokens[one.next])) return one.end;
-        one.key =
-            index.scattered(state_->reference(id), static_cast<std::uint32_t>(tokens[one.next]));
-        index.prefetch(one.key);
         growing[kept++] = one;
       }
       count = kept;

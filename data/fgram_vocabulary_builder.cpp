@@ -42,9 +42,9 @@ std::string corpus_name(const TokenCorpus& corpus) {
 }
 
 void check_options(const TokenCorpus& corpus, const FgramBuildOptions& options) {
-  if (options.size < 1 || options.size > std::numeric_limits<std::uint32_t>::max() / 2) {
+  if (options.size < 1 || options.size >= std::numeric_limits<std::int32_t>::max()) {
     throw InputError(fmt::format("--size {}: expected 1..{} f-grams", options.size,
-                                 std::numeric_limits<std::uint32_t>::max() / 2));
+                                 std::numeric_limits<std::int32_t>::max() - 1));
   }
   const int most = longest_key_bits / bits_of_token(corpus.vocabulary_size());
   if (options.max_length < 2 || options.max_length > std::min(most, longest_fgram)) {
