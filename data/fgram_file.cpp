@@ -1,13 +1,9 @@
 #include "data/fgram_file.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <array>
-#include <cerrno>
 #include <stdexcept>
 #include <utility>
 
@@ -97,7 +93,7 @@ FgramHeader read_header(const Hdf5File& file, const std::string& path) {
 
 }  // namespace
 
-FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) {
+FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) : mapping_(path) {
   const Hdf5File file = Hdf5File::open(path);
   header_ = read_header(file, path.string());
   const std::int64_t size = header_.size;
@@ -108,60 +104,42 @@ FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) {
         path.string(), wanted, size));
   }
   const std::string checksum = file.string_attribute("checksum");
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    throw InputError(fmt::format("{}: cannot be opened: {}", path.string(), std::strerror(errno)));
-  }
-  mapped_bytes_ = static_cast<std::size_t>(std::filesystem::file_size(path));
-  void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ, MAP_SHARED, descriptor, 0);
-  ::close(descriptor);
-  if (mapped == MAP_FAILED) {
-    throw InputError(fmt::format("{}: cannot be mapped: {}", path.string(), std::strerror(errno)));
-  }
-  mapped_ = mapped;
-  try {
-    const auto columns = columns_of(header_.token_vocabulary_size);
-    std::array<const std::byte**, 4> views{&columns_.counts, &columns_.prefixes,
-                                           &columns_.last_tokens, &columns_.lengths};
-    columns_.token_bytes = last_token_bytes(header_.token_vocabulary_size);
-    ColumnChecksums found;
-    for (std::size_t i = 0; i < columns.size(); ++i) {
-      const auto& [name, type, bytes] = columns[i];
-      if (!file.has_dataset(name)) {
-        throw InputError(
-            fmt::format("{}: dataset {} is missing; make the file again", path.string(), name));
-      }
-      if (const auto shape = file.dataset_shape(name); shape != std::vector<std::int64_t>{size}) {
-        throw InputError(
-            fmt::format("{}: dataset {} has shape [{}], expected [{}]; make the file again",
-                        path.string(), name, fmt::join(shape, ", "), size));
-      }
-      const std::int64_t offset = file.dataset_offset(name);
-      const std::size_t needed = static_cast<std::size_t>(size) * bytes;
-      if (file.unsigned_element_bytes(name) != bytes || offset < 0 ||
-          static_cast<std::size_t>(offset) > mapped_bytes_ ||
-          mapped_bytes_ - static_cast<std::size_t>(offset) < needed) {
-        throw InputError(
-            fmt::format("{}: dataset {} is not {} contiguous unsigned little-endian numbers of {} "
-                        "bytes; make the file again",
-                        path.string(), name, size, bytes));
-      }
-      *views[i] = static_cast<const std::byte*>(mapped_) + offset;
-      if (wanted == 0 || wanted == size) found.add(i, *views[i], needed);
+  const auto columns = columns_of(header_.token_vocabulary_size);
+  std::array<const std::byte**, 4> views{&columns_.counts, &columns_.prefixes,
+                                         &columns_.last_tokens, &columns_.lengths};
+  columns_.token_bytes = last_token_bytes(header_.token_vocabulary_size);
+  ColumnChecksums found;
+  for (std::size_t i = 0; i < columns.size(); ++i) {
+    const auto& [name, type, bytes] = columns[i];
+    if (!file.has_dataset(name)) {
+      throw InputError(
+          fmt::format("{}: dataset {} is missing; make the file again", path.string(), name));
     }
-    if ((wanted == 0 || wanted == size) && found.text() != checksum) {
-      throw InputError(fmt::format(
-          "{}: expected checksum {}, found {}: the f-grams were changed; make the file again",
-          path.string(), checksum, found.text()));
+    if (const auto shape = file.dataset_shape(name); shape != std::vector<std::int64_t>{size}) {
+      throw InputError(
+          fmt::format("{}: dataset {} has shape [{}], expected [{}]; make the file again",
+                      path.string(), name, fmt::join(shape, ", "), size));
     }
-    if (wanted > 0) header_.size = wanted;
-  } catch (...) {
-    ::munmap(mapped_, mapped_bytes_);
-    throw;
+    const std::int64_t offset = file.dataset_offset(name);
+    const std::size_t needed = static_cast<std::size_t>(size) * bytes;
+    if (file.unsigned_element_bytes(name) != bytes || offset < 0 ||
+        static_cast<std::size_t>(offset) > mapping_.bytes() ||
+        mapping_.bytes() - static_cast<std::size_t>(offset) < needed) {
+      throw InputError(
+          fmt::format("{}: dataset {} is not {} contiguous unsigned little-endian numbers of {} "
+                      "bytes; make the file again",
+                      path.string(), name, size, bytes));
+    }
+    *views[i] = mapping_.data() + offset;
+    if (wanted == 0 || wanted == size) found.add(i, *views[i], needed);
   }
+  if ((wanted == 0 || wanted == size) && found.text() != checksum) {
+    throw InputError(fmt::format(
+        "{}: expected checksum {}, found {}: the f-grams were changed; make the file again",
+        path.string(), checksum, found.text()));
+  }
+  if (wanted > 0) header_.size = wanted;
 }
-
-FgramFile::~FgramFile() { ::munmap(mapped_, mapped_bytes_); }
 
 struct FgramFileWriter::Columns {
   std::vector<std::uint64_t> counts;

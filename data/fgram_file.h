@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "data/file_mapping.h"
 #include "data/hdf5_file.h"
 
 namespace scone {
@@ -68,17 +69,13 @@ class FgramFile {
   /// damaged or truncated file, more wanted than it holds. The checksum is compared where all are
   /// used.
   FgramFile(const std::filesystem::path& path, std::int64_t wanted);
-  ~FgramFile();
-  FgramFile(const FgramFile&) = delete;
-
   const FgramHeader& header() const { return header_; }  // its size: those used
   const FgramColumns& columns() const { return columns_; }
 
  private:
   FgramHeader header_;
   FgramColumns columns_;
-  void* mapped_ = nullptr;
-  std::size_t mapped_bytes_ = 0;
+  FileMapping mapping_;
 };
 
 /// Writes a file of f-grams row by row, under a temporary name until it is whole. The bytes depend

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <omp.h>
+#include <time.h>
 
 #include <atomic>
 #include <chrono>
@@ -20,9 +21,29 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Seconds and the most private memory of a piece of work, beyond what was held before it.
+/// Seconds, processor seconds of all threads, and the most private memory of a piece of work,
+/// beyond what was held before it.
 struct Cost {
-  double seconds = 0, megabytes = 0;
+  double seconds = 0, processor_seconds = 0, megabytes = 0;
+};
+
+double processor_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+/// What each measurement took in the rounds.
+struct Costs {
+  std::vector<double> seconds, processor_seconds;
+  double megabytes = 0;
+  void add(const Cost& cost) {
+    seconds.push_back(cost.seconds);
+    processor_seconds.push_back(cost.processor_seconds);
+    megabytes = std::max(megabytes, cost.megabytes);
+  }
+  double median_seconds() const { return median_of(seconds); }
+  double median_processor_seconds() const { return median_of(processor_seconds); }
 };
 
 template <class Work>
@@ -37,6 +58,7 @@ Cost measure(const Work& work) {
     }
   });
   const auto begin = Clock::now();
+  const double processor_begin = processor_seconds();
   try {
     work();
   } catch (...) {
@@ -45,9 +67,10 @@ Cost measure(const Work& work) {
     throw;
   }
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double processor = processor_seconds() - processor_begin;
   done = true;
   sampler.join();
-  return {seconds, static_cast<double>(peak - before) / 1e6};
+  return {seconds, processor, static_cast<double>(peak - before) / 1e6};
 }
 
 struct HashOfKey {
@@ -122,27 +145,76 @@ std::vector<std::int64_t> count_ours(const TokenCorpus& corpus, const BenchDataO
   return survivors;
 }
 
-/// Documents of the corpus as new shards of `tokens` tokens: the corpus as often as it takes, each
-/// time with other token ids, so that the n-grams grow in number with it.
-std::vector<std::filesystem::path> synthesize(const TokenCorpus& corpus, std::int64_t tokens,
+/// `base_tokens` of the corpus, documents from all over it, and as many copies of them as make
+/// `tokens`, each with token ids of its own: so that the n-grams grow in number as the tokens do.
+std::vector<std::filesystem::path> synthesize(const TokenCorpus& corpus, std::int64_t base_tokens,
+                                              std::int64_t tokens,
                                               const std::filesystem::path& folder) {
   std::filesystem::create_directory(folder);
   const std::int64_t vocabulary = corpus.vocabulary_size();
   TokenShardWriter writer(folder, {corpus.tokenizer_fingerprint(), vocabulary, -1}, 50'000'000);
   std::vector<std::int32_t> document;
-  for (std::int64_t copy = 0; writer.totals().tokens < tokens; ++copy) {
-    for (std::int64_t d = 0; d < corpus.documents() && writer.totals().tokens < tokens; ++d) {
-      const TokenCorpus::Range range = corpus.document(d);
-      document.resize(static_cast<std::size_t>(
-          std::min(range.end - range.begin, tokens - writer.totals().tokens)));
-      corpus.read(range.begin, document);
-      for (std::int32_t& token : document)
-        token = static_cast<std::int32_t>((token + copy * 97 * (token % 5 + 1)) % vocabulary);
-      writer.add(document, 0);
+  const std::int64_t stride = std::max<std::int64_t>(1, corpus.tokens() / base_tokens);
+  for (std::int64_t copy = 0; copy * base_tokens < tokens; ++copy) {
+    std::int64_t left = base_tokens;
+    for (std::int64_t pass = 0; pass < stride; ++pass) {
+      for (std::int64_t d = pass; d < corpus.documents() && left > 0; d += stride) {
+        const TokenCorpus::Range range = corpus.document(d);
+        document.resize(static_cast<std::size_t>(std::min(range.end - range.begin, left)));
+        corpus.read(range.begin, document);
+        left -= static_cast<std::int64_t>(document.size());
+        for (std::int32_t& token : document)
+          token = static_cast<std::int32_t>((token + copy * 97) % vocabulary);
+        writer.add(document, 0);
+      }
     }
+    if (left > 0)
+      throw InputError(fmt::format("bench data: the corpus holds {} tokens, growth needs {}",
+                                   corpus.tokens(), base_tokens));
   }
   writer.finish();
   return {folder};
+}
+
+/// Time and memory for 10M tokens and ten times as many.
+nlohmann::json bench_growth(const TokenCorpus& corpus, const BenchDataOptions& options,
+                            const std::filesystem::path& folder, CommandContext& context) {
+  const std::vector<std::int64_t> sizes{10'000'000, 100'000'000};
+  std::vector<Costs> costs(sizes.size());
+  std::vector<std::int64_t> spilled(sizes.size(), 0);
+  std::vector<std::vector<std::filesystem::path>> shards;
+  for (const std::int64_t size : sizes)
+    shards.push_back(synthesize(corpus, sizes[0], size, folder / std::to_string(size)));
+  for (int round = 0; round < options.rounds; ++round) {
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      const TokenCorpus grown(shards[i]);
+      spilled[i] = 0;
+      costs[i].add(measure([&] { count_ours(grown, options, folder, context, &spilled[i]); }));
+    }
+  }
+  print_bench_line(
+      context, fmt::format("growth, --memory {}\n{:>12} {:>9} {:>19} {:>9} {:>12}", options.memory,
+                           "tokens", "seconds", "processor seconds", "peak MB", "MB spilled"));
+  nlohmann::json rows = nlohmann::json::array();
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    print_bench_line(context,
+                     fmt::format("{:>12} {:>9.2f} {:>19.2f} {:>9.0f} {:>12.0f}", sizes[i],
+                                 costs[i].median_seconds(), costs[i].median_processor_seconds(),
+                                 costs[i].megabytes, static_cast<double>(spilled[i]) / 1e6));
+    rows.push_back({{"tokens", sizes[i]},
+                    {"seconds", costs[i].median_seconds()},
+                    {"processor_seconds", costs[i].median_processor_seconds()},
+                    {"peak_mb", costs[i].megabytes},
+                    {"spilled_bytes", spilled[i]}});
+  }
+  const double growth = costs[1].median_seconds() / costs[0].median_seconds() / 10;
+  const double processor_growth =
+      costs[1].median_processor_seconds() / costs[0].median_processor_seconds() / 10;
+  print_bench_line(context, fmt::format("over linear: time {:.3f}, processor time {:.3f}", growth,
+                                        processor_growth));
+  return {{"rows", rows},
+          {"time_over_linear", growth},
+          {"processor_time_over_linear", processor_growth}};
 }
 
 }  // namespace
@@ -152,78 +224,50 @@ nlohmann::json bench_counting(const BenchDataOptions& options, CommandContext& c
   const BenchFolder folder(options.folder);
   const int bits = bits_of_token(corpus.vocabulary_size());
   const auto tokens = static_cast<double>(corpus.tokens());
-  std::vector<double> ours, plain;
-  double ours_memory = 0, plain_memory = 0;
+  Costs ours, plain;
   for (int round = 0; round < options.rounds; ++round) {
     std::vector<std::int64_t> found, expected;
-    const Cost mine = measure([&] { found = count_ours(corpus, options, folder.path(), context); });
-    const Cost theirs = measure([&] {
+    ours.add(measure([&] { found = count_ours(corpus, options, folder.path(), context); }));
+    plain.add(measure([&] {
       expected = with_key_words(options.max_length, bits, [&]<int Words>() {
         return count_plainly<Words>(corpus, options.max_length, options.min_count);
       });
-    });
+    }));
     while (!expected.empty() && expected.back() == 0) expected.pop_back();
     if (found != expected)
       throw std::runtime_error("bench data: the counters find different n-grams");
-    ours.push_back(mine.seconds);
-    plain.push_back(theirs.seconds);
-    ours_memory = std::max(ours_memory, mine.megabytes);
-    plain_memory = std::max(plain_memory, theirs.megabytes);
   }
-  const double own = median_of(ours), other = median_of(plain);
+  const auto line = [&](const std::string& name, const Costs& costs) {
+    print_bench_line(context,
+                     fmt::format("{:<20} {:>9.2f} {:>10.2f}M {:>19.2f} {:>9.0f}", name,
+                                 costs.median_seconds(), tokens / costs.median_seconds() / 1e6,
+                                 costs.median_processor_seconds(), costs.megabytes));
+  };
+  const double faster = plain.median_seconds() / ours.median_seconds();
   print_bench_line(
       context,
-      fmt::format("counting {} tokens, n-grams of up to {}, {} threads, median of {}\n"
-                  "{:<24} {:>10} {:>12} {:>12}\n"
-                  "{:<24} {:>10.2f} {:>11.2f}M {:>12.0f}\n"
-                  "{:<24} {:>10.2f} {:>11.2f}M {:>12.0f}\n"
-                  "{:<24} {:>10.2f} {:>12} {:>12.2f}",
-                  corpus.tokens(), options.max_length, omp_get_max_threads(), options.rounds, "",
-                  "seconds", "tokens/s", "peak MB", "scone", own, tokens / own / 1e6, ours_memory,
-                  "std::unordered_map", other, tokens / other / 1e6, plain_memory, "ratio",
-                  other / own, "", ours_memory / plain_memory));
+      fmt::format(
+          "counting {} tokens, n-grams of up to {}, {} threads, --memory {}, medians of {}\n"
+          "{:<20} {:>9} {:>11} {:>19} {:>9}",
+          corpus.tokens(), options.max_length, omp_get_max_threads(), options.memory,
+          options.rounds, "", "seconds", "tokens/s", "processor seconds", "peak MB"));
+  line("scone", ours);
+  line("std::unordered_map", plain);
+  print_bench_line(context, fmt::format("{:.2f} times as fast, with {:.2f} of the memory", faster,
+                                        ours.megabytes / plain.megabytes));
   nlohmann::json result{{"tokens", corpus.tokens()},
                         {"threads", omp_get_max_threads()},
                         {"memory", options.memory},
-                        {"seconds", own},
-                        {"tokens_per_second", tokens / own},
-                        {"peak_mb", ours_memory},
-                        {"unordered_map", {{"seconds", other}, {"peak_mb", plain_memory}}},
-                        {"faster", other / own}};
-
-  const std::vector<std::int64_t> sizes{10'000'000, 100'000'000};
-  std::vector<std::vector<double>> seconds(2);
-  std::vector<double> peaks(2, 0);
-  std::vector<std::int64_t> spilled(2, 0);
-  std::vector<std::vector<std::filesystem::path>> shards;
-  for (const std::int64_t size : sizes)
-    shards.push_back(synthesize(corpus, size, folder.path() / std::to_string(size)));
-  for (int round = 0; round < options.rounds; ++round) {
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      const TokenCorpus grown(shards[i]);
-      spilled[i] = 0;
-      const Cost cost =
-          measure([&] { count_ours(grown, options, folder.path(), context, &spilled[i]); });
-      seconds[i].push_back(cost.seconds);
-      peaks[i] = std::max(peaks[i], cost.megabytes);
-    }
-  }
-  const double growth = median_of(seconds[1]) / median_of(seconds[0]) / 10;
-  print_bench_line(context,
-                   fmt::format("growth, --memory {}\n{:>12} {:>10} {:>12} {:>12}", options.memory,
-                               "tokens", "seconds", "peak MB", "MB spilled"));
-  nlohmann::json rows = nlohmann::json::array();
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    print_bench_line(context, fmt::format("{:>12} {:>10.2f} {:>12.0f} {:>12.0f}", sizes[i],
-                                          median_of(seconds[i]), peaks[i],
-                                          static_cast<double>(spilled[i]) / 1e6));
-    rows.push_back({{"tokens", sizes[i]},
-                    {"seconds", median_of(seconds[i])},
-                    {"peak_mb", peaks[i]},
-                    {"spilled_bytes", spilled[i]}});
-  }
-  print_bench_line(context, fmt::format("time over linear: {:.3f}", growth));
-  result["growth"] = {{"rows", rows}, {"over_linear", growth}};
+                        {"seconds", ours.median_seconds()},
+                        {"tokens_per_second", tokens / ours.median_seconds()},
+                        {"processor_seconds", ours.median_processor_seconds()},
+                        {"peak_mb", ours.megabytes},
+                        {"unordered_map",
+                         {{"seconds", plain.median_seconds()},
+                          {"processor_seconds", plain.median_processor_seconds()},
+                          {"peak_mb", plain.megabytes}}},
+                        {"faster", faster}};
+  result["growth"] = bench_growth(corpus, options, folder.path(), context);
   return result;
 }
 
