@@ -45,6 +45,31 @@ std::vector<std::uint8_t> lengths_of(const TokenCorpus& corpus, const FgramVocab
   return lengths;
 }
 
+void check_format(const Hdf5File& file, const std::filesystem::path& path) {
+  if (file.has_attribute("format") && file.string_attribute("format") == "scone-matches" &&
+      file.integer_attribute("format_version") == format_version)
+    return;
+  throw InputError(
+      fmt::format("{}: not an annotation of `scone fgrams --annotate` of format version {}; remove "
+                  "it, or make it again",
+                  path.string(), format_version));
+}
+
+/// Where the lengths lie in the file's mapping.
+const std::byte* mapped_lengths(const Hdf5File& file, const FileMapping& mapping,
+                                const std::filesystem::path& path, std::int64_t tokens) {
+  const std::int64_t offset = file.dataset_offset("/match_length");
+  if (tokens < 0 || file.dataset_shape("/match_length") != std::vector<std::int64_t>{tokens} ||
+      file.unsigned_element_bytes("/match_length") != 1 || offset < 0 ||
+      static_cast<std::size_t>(offset) > mapping.bytes() ||
+      mapping.bytes() - static_cast<std::size_t>(offset) < static_cast<std::size_t>(tokens)) {
+    throw InputError(fmt::format(
+        "{}: /match_length is not {} contiguous bytes; remove the file, or make it again",
+        path.string(), tokens));
+  }
+  return mapping.data() + offset;
+}
+
 /// The documents of the shard whose tokens are [begin, end) of the corpus.
 void annotate_shard(const TokenCorpus& corpus, const FgramVocabulary& vocabulary,
                     const ShardInfo& shard, std::int64_t document, std::int64_t begin,
@@ -123,6 +148,26 @@ void write_match_annotations(Communicator& communicator, const TokenCorpus& corp
   });
 }
 
+AnnotationInfo verify_annotation(const std::filesystem::path& path) {
+  const Hdf5File file = Hdf5File::open(path);
+  check_format(file, path);
+  AnnotationInfo info;
+  info.tokens = file.integer_attribute("tokens");
+  info.fgrams_size = file.integer_attribute("fgrams_size");
+  info.fgrams_max_length = file.integer_attribute("fgrams_max_length");
+  info.fgrams_fingerprint = file.string_attribute("fgrams_fingerprint");
+  info.shard_checksum = file.string_attribute("shard_checksum");
+  const FileMapping mapping(path);
+  const std::byte* lengths = mapped_lengths(file, mapping, path, info.tokens);
+  const std::string found =
+      fmt::format("{:016x}", XXH3_64bits(lengths, static_cast<std::size_t>(info.tokens)));
+  if (const std::string expected = file.string_attribute("checksum"); expected != found) {
+    throw InputError(fmt::format("{}: expected checksum {}, found {}: make the file again",
+                                 path.string(), expected, found));
+  }
+  return info;
+}
+
 struct MatchAnnotations::Shard {
   std::int64_t begin;  // its first token in the corpus
   std::filesystem::path path;
@@ -140,27 +185,14 @@ MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramVocabul
     std::error_code error;
     if (info.tokens == 0 || !std::filesystem::exists(shard.path, error)) continue;
     const Hdf5File file = Hdf5File::open(shard.path);
-    if (!file.has_attribute("format") || file.string_attribute("format") != "scone-matches" ||
-        file.integer_attribute("format_version") != format_version) {
-      throw InputError(fmt::format(
-          "{}: not an annotation of `scone fgrams --annotate` of format version {}; remove it, or "
-          "make it again",
-          shard.path.string(), format_version));
-    }
+    check_format(file, shard.path);
     if (fingerprint.empty()) fingerprint = vocabulary.fingerprint();
     if (file.string_attribute("fgrams_fingerprint") != fingerprint ||
         file.string_attribute("shard_checksum") != info.checksum)
       continue;
-    const std::int64_t offset = file.dataset_offset("/match_length");
     shard.file = std::make_unique<FileMapping>(shard.path);
-    if (file.dataset_shape("/match_length") != std::vector<std::int64_t>{info.tokens} ||
-        file.unsigned_element_bytes("/match_length") != 1 || offset < 0 ||
-        static_cast<std::size_t>(offset + info.tokens) > shard.file->bytes()) {
-      throw InputError(fmt::format(
-          "{}: /match_length is not {} contiguous bytes; remove the file, or make it again",
-          shard.path.string(), info.tokens));
-    }
-    shard.lengths = reinterpret_cast<const std::uint8_t*>(shard.file->data() + offset);
+    shard.lengths = reinterpret_cast<const std::uint8_t*>(
+        mapped_lengths(file, *shard.file, shard.path, info.tokens));
     annotated_tokens_ += info.tokens;
   }
 }

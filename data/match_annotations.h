@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "data/fgram_vocabulary.h"
@@ -21,6 +22,13 @@ std::filesystem::path annotation_path(const std::filesystem::path& shard);
 /// fails, or the tokenizers differ.
 void write_match_annotations(Communicator& communicator, const TokenCorpus& corpus,
                              const FgramVocabulary& vocabulary);
+
+/// What an annotation's file says, its checksum verified. Throws InputError: damaged or foreign.
+struct AnnotationInfo {
+  std::int64_t tokens = 0, fgrams_size = 0, fgrams_max_length = 0;
+  std::string fgrams_fingerprint, shard_checksum;
+};
+AnnotationInfo verify_annotation(const std::filesystem::path& path);
 
 /// Longest matches of a corpus, from the annotations of its shards where they are this vocabulary's
 /// (its size and max_length included) and of these shards, by looking all up where not. The matches

@@ -116,7 +116,7 @@ class Scan {
     level.path = counting_.spill.path() / fmt::format("level-{}", length_);
     agree(counting_.communicator, [&] { write_survivors(level); });
     level.total = counting_.communicator.all_reduce_value(level.records, ReduceOp::sum);
-    report(counting_.positions(), true, level.total);
+    level.spilled_bytes = spill_->size();
     return level;
   }
 
@@ -148,7 +148,7 @@ class Scan {
         }
       });
       if (ranks_ > 1) exchange();
-      report(end - counting_.first, false, -1);
+      report(end - counting_.first, false);
     }
     found_ = PageBuffer<Key>();
     keys_ = PageBuffer<Key>();
@@ -272,7 +272,7 @@ class Scan {
     const auto merge_bytes = static_cast<std::size_t>(
         std::max(memory_.chunk_bytes, smallest_chunk * bytes_per_position(Words, 1)) /
         counting_.threads);
-    if (spill_->size() > 0) report(counting_.positions(), true, -1);
+    if (spill_->size() > 0) report(counting_.positions(), true);
     std::vector<std::vector<Record>> buffers(static_cast<std::size_t>(counting_.threads));
     const auto flush = [&](std::vector<Record>& buffer) {
       file.append(std::as_bytes(std::span(buffer)));
@@ -291,7 +291,7 @@ class Scan {
     level.records = file.size() / static_cast<std::int64_t>(sizeof(Record));
   }
 
-  void report(std::int64_t tokens, bool merging, std::int64_t ngrams) const {
+  void report(std::int64_t tokens, bool merging) const {
     if (!counting_.options.progress) return;
     NgramProgress progress;
     progress.scan = length_ - 1;
@@ -299,7 +299,6 @@ class Scan {
     progress.tokens = tokens;
     progress.tokens_total = counting_.positions();
     progress.merging = merging;
-    progress.ngrams = ngrams;
     progress.spilled_bytes = spill_->size();
     counting_.options.progress(progress);
   }
@@ -358,7 +357,8 @@ std::int64_t estimated_spill_bytes(std::int64_t rank_tokens, int bits,
   const std::int64_t survivors =
       rank_tokens / options.min_count * static_cast<std::int64_t>(options.max_length - 1) / 4;
   const std::int64_t candidates = rank_tokens / 2;  // repeats inside a run are counted, not written
-  const bool fits = candidates * record * 3 < options.memory_bytes;
+  // Hash tables are half full when they grow, and the program holds some memory itself.
+  const bool fits = candidates * record * 2 < options.memory_bytes / 2;
   return (survivors + (fits ? 0 : candidates)) * record;
 }
 
@@ -411,15 +411,16 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
     spill.keep_only(kept);
     list.write(levels);
   });
-  if (options.progress) {
-    for (const NgramLevelFile& level : levels) {
-      NgramProgress progress{level.length - 1, options.max_length - 1};
-      progress.tokens = progress.tokens_total = counting.positions();
-      progress.ngrams = level.total;
-      progress.from_before = true;
-      options.progress(progress);
-    }
-  }
+  const auto report_done = [&](const NgramLevelFile& level, bool from_before) {
+    if (!options.progress) return;
+    NgramProgress progress{level.length - 1, options.max_length - 1};
+    progress.tokens = progress.tokens_total = counting.positions();
+    progress.ngrams = level.total;
+    progress.from_before = from_before;
+    progress.spilled_bytes = level.spilled_bytes;
+    options.progress(progress);
+  };
+  for (const NgramLevelFile& level : levels) report_done(level, true);
   while (static_cast<int>(levels.size()) + 1 < options.max_length &&
          (levels.empty() || levels.back().total > 0)) {
     const int length = static_cast<int>(levels.size()) + 2;
@@ -429,6 +430,7 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
       return Scan<Words>(counting, length, filter.get()).run();
     }));
     agree(communicator, [&] { list.write(levels); });
+    report_done(levels.back(), false);
   }
   while (!levels.empty() && levels.back().total == 0) levels.pop_back();
   return levels;

@@ -16,7 +16,7 @@ struct NgramProgress {
   int scan = 0, scans = 0;  // from 1
   std::int64_t tokens = 0, tokens_total = 0;
   bool merging = false;      // the spilled runs are being merged
-  std::int64_t ngrams = -1;  // at a scan's end: how many occur often enough
+  std::int64_t ngrams = -1;  // when a scan is done for good: how many occur often enough
   bool from_before = false;  // the scan was finished by an earlier run that was killed
   std::int64_t spilled_bytes = 0;
 };
@@ -33,6 +33,7 @@ struct NgramCounterOptions {
 struct NgramLevelFile {
   int length = 0;
   std::int64_t records = 0, total = 0;  // of this rank, of all
+  std::int64_t spilled_bytes = 0;       // by this rank, to count them
   std::filesystem::path path;
 };
 

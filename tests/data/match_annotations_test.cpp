@@ -83,6 +83,8 @@ TEST_F(MatchAnnotationsTest, DamageIsTold) {
     file.seekp(offset);
     for (int i = 0; i < 400; ++i) file.put(5);
   }
+  EXPECT_THROW(verify_annotation(path), InputError);
+  EXPECT_EQ(verify_annotation(folder_ / "b.h5.matches").tokens, corpus_->shards()[1].tokens);
   const MatchAnnotations annotations(*corpus_, vocabulary);
   try {
     for (std::int64_t d = 0; d < 20; ++d) {
