@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "data/match_annotations.h"
 #include "data/sample_permutation.h"
 #include "parallel/error.h"
 
@@ -57,6 +58,7 @@ class BatchMaker {
              const BatchStreamOptions& options, DataState start, FgramPlanner* planner)
       : corpus_(corpus),
         vocabulary_(vocabulary),
+        matches_(vocabulary ? std::make_unique<MatchAnnotations>(corpus, *vocabulary) : nullptr),
         planner_(planner),
         options_(options),
         // A window has at least one position whose target is inside the corpus.
@@ -135,8 +137,8 @@ class BatchMaker {
       const std::int64_t end = std::min(document_end, used);
       const std::span piece(window_.data() + begin, static_cast<std::size_t>(end - begin));
       if (vocabulary_) {
-        vocabulary_->match(
-            piece,
+        matches_->match(
+            first + begin, piece,
             std::span(batch.match).subspan(base + static_cast<std::size_t>(begin), piece.size()));
       }
       for (std::int64_t i = begin; i < end; ++i) {
@@ -201,6 +203,7 @@ class BatchMaker {
 
   const TokenCorpus& corpus_;
   const FgramVocabulary* vocabulary_;
+  const std::unique_ptr<MatchAnnotations> matches_;
   FgramPlanner* planner_;
   const BatchStreamOptions options_;
   const std::int64_t samples_;

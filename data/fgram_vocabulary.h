@@ -9,7 +9,7 @@
 
 namespace scone {
 
-/// What a file of f-grams holds, in memory. Arrays are [f-grams], in the order of the ids.
+/// F-grams made in memory. Arrays are [f-grams], in the order of the ids.
 struct FgramVocabularyContents {
   std::string tokenizer_fingerprint, corpus_fingerprint;
   std::int64_t token_vocabulary_size = 0, corpus_tokens = 0, min_count = 0;
@@ -59,10 +59,23 @@ class FgramVocabulary {
   /// smallest start >= the piece's begin that ends at i, or -1. O(positions x K) probes. Throws
   /// std::invalid_argument for unequal sizes.
   void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids) const;
+  /// The same, and lengths[i]: tokens of the match; 0: none.
+  void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids,
+             std::span<std::uint8_t> lengths) const;
+  /// The same ids where the lengths of the matches are known: lengths[i] is 0, or 2..i + 1. Returns
+  /// the first position at which no f-gram of that length ends; tokens.size(): there is none.
+  std::size_t match_of_lengths(std::span<const std::int32_t> tokens,
+                               std::span<const std::uint8_t> lengths,
+                               std::span<std::int64_t> ids) const;
+
+  /// Bytes in memory that look-ups and tries use: the index, prefixes and last tokens. A file's
+  /// prefixes and last tokens are mapped, as are its counts and lengths, which only count() and
+  /// length() read.
+  std::int64_t memory_bytes() const;
 
   /// Writes the first size() f-grams as a file that this class reads (for bundles), under a
   /// temporary name until it is whole. The bytes depend on the f-grams alone. Throws
-  /// std::runtime_error where writing fails.
+  /// InputError where writing fails.
   void save(const std::filesystem::path& path) const;
 
  private:

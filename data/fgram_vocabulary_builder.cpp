@@ -3,15 +3,24 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
-#include <utility>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
 
+#include "data/agreement.h"
+#include "data/fgram_file.h"
+#include "data/fgram_ranking.h"
+#include "data/fgram_selection.h"
+#include "data/memory_budget.h"
+#include "data/ngram_key.h"
+#include "data/spill_folder.h"
 #include "parallel/error.h"
 
 namespace scone {
 namespace {
-
-constexpr int longest_fgram = 255;  // the file's lengths are one byte
 
 /// The first document that begins at or behind `position`.
 std::int64_t first_document_from(const TokenCorpus& corpus, std::int64_t position) {
@@ -32,18 +41,54 @@ std::string corpus_name(const TokenCorpus& corpus) {
   return corpus.shards().empty() ? "corpus" : corpus.shards()[0].path.string();
 }
 
-void check_options(const FgramBuildOptions& options) {
-  if (options.size < 1 || options.size > std::numeric_limits<std::uint32_t>::max() / 2) {
+void check_options(const TokenCorpus& corpus, const FgramBuildOptions& options) {
+  if (options.size < 1 || options.size >= std::numeric_limits<std::int32_t>::max()) {
     throw InputError(fmt::format("--size {}: expected 1..{} f-grams", options.size,
-                                 std::numeric_limits<std::uint32_t>::max() / 2));
+                                 std::numeric_limits<std::int32_t>::max() - 1));
   }
-  if (options.max_length < 2 || options.max_length > longest_fgram) {
-    throw InputError(fmt::format("--max-length {}: expected 2..{}; an f-gram has at least 2 tokens",
-                                 options.max_length, longest_fgram));
+  const int most = longest_key_bits / bits_of_token(corpus.vocabulary_size());
+  if (options.max_length < 2 || options.max_length > std::min(most, longest_fgram)) {
+    throw InputError(
+        fmt::format("--max-length {}: expected 2..{}; an f-gram has at least 2 tokens, and of {} "
+                    "bits each no more fit a key of {} bits",
+                    options.max_length, std::min(most, longest_fgram),
+                    bits_of_token(corpus.vocabulary_size()), longest_key_bits));
   }
   if (options.min_count < 1) {
     throw InputError(fmt::format("--min-count {}: expected at least 1", options.min_count));
   }
+  if (corpus.vocabulary_size() > largest_token_vocabulary) {
+    throw InputError(fmt::format("{}: a vocabulary of {} tokens, expected at most {}",
+                                 corpus_name(corpus), corpus.vocabulary_size(),
+                                 largest_token_vocabulary));
+  }
+}
+
+/// Collective: whether the disks of all ranks' folders have room for what each may write.
+void check_space(Communicator& communicator, const SpillFolder& spill, std::int64_t needed) {
+  struct Need {
+    std::int64_t bytes, free;
+    char disk[320];
+  };
+  Need own{needed, 0, {}};
+  agree(communicator, [&] {
+    own.free = spill.free_bytes();
+    spill.disk().copy(own.disk, sizeof(own.disk) - 1);
+  });
+  std::int64_t on_disk = 0;
+  for (const auto& bytes : communicator.all_gather(std::as_bytes(std::span(&own, 1)))) {
+    Need other;
+    std::memcpy(&other, bytes.data(), sizeof(other));
+    if (std::strcmp(other.disk, own.disk) == 0) on_disk += other.bytes;
+  }
+  agree(communicator, [&] {
+    if (on_disk <= own.free) return;
+    throw InputError(
+        fmt::format("{}: counting may need {:.1f} MB for temporary files, {:.1f} MB are free; give "
+                    "--spill a folder on a larger disk, or more --memory",
+                    spill.path().parent_path().string(), static_cast<double>(on_disk) / 1e6,
+                    static_cast<double>(own.free) / 1e6));
+  });
 }
 
 }  // namespace
@@ -58,116 +103,63 @@ DocumentSlice documents_of_rank(const TokenCorpus& corpus, int rank, int ranks) 
   return {boundary(rank), boundary(rank + 1)};
 }
 
-FgramBuildResult choose_fgrams(const std::vector<NgramLevel>& levels,
-                               const FgramBuildOptions& options) {
-  FgramBuildResult result;
-  const auto lengths = static_cast<std::size_t>(options.max_length) + 1;
-  result.survivors.assign(lengths, 0);
-  result.chosen.assign(lengths, 0);
-
-  struct Candidate {
-    std::int64_t count;
-    std::uint32_t level;
-    std::uint32_t index;  // lexicographic inside a level
-    bool operator<(const Candidate& other) const {
-      if (count != other.count) return count > other.count;
-      if (level != other.level) return level < other.level;
-      return index < other.index;
-    }
-  };
-  std::vector<Candidate> ranking;
-  for (std::size_t level = 0; level < levels.size(); ++level) {
-    result.survivors[level + 2] = levels[level].size();
-    result.total_survivors += levels[level].size();
-  }
-  ranking.reserve(static_cast<std::size_t>(result.total_survivors));
-  for (std::size_t level = 0; level < levels.size(); ++level) {
-    for (std::size_t i = 0; i < levels[level].counts.size(); ++i) {
-      ranking.push_back({levels[level].counts[i], static_cast<std::uint32_t>(level),
-                         static_cast<std::uint32_t>(i)});
-    }
-  }
-  const auto size = static_cast<std::size_t>(std::min(options.size, result.total_survivors));
-  if (size < ranking.size()) {
-    std::nth_element(ranking.begin(), ranking.begin() + static_cast<std::ptrdiff_t>(size),
-                     ranking.end());
-    ranking.resize(size);
-  }
-  std::sort(ranking.begin(), ranking.end());
-  if (!ranking.empty()) result.cutoff_count = ranking.back().count;
-
-  // A prefix ranks before what it begins: its count is no smaller and it is shorter.
-  std::vector<std::vector<std::uint32_t>> id_of(levels.size());
-  for (std::size_t level = 0; level < levels.size(); ++level) {
-    id_of[level].resize(levels[level].keys.size());
-  }
-  FgramVocabularyContents& contents = result.contents;
-  contents.min_count = options.min_count;
-  contents.max_length = options.max_length;
-  contents.prefix.reserve(size);
-  contents.last_token.reserve(size);
-  contents.length.reserve(size);
-  contents.count.reserve(size);
-  for (std::size_t id = 0; id < size; ++id) {
-    const Candidate& chosen = ranking[id];
-    id_of[chosen.level][chosen.index] = static_cast<std::uint32_t>(id);
-    const std::uint64_t key = levels[chosen.level].keys[chosen.index];
-    const auto prefix = static_cast<std::int64_t>(key >> 32U);
-    contents.prefix.push_back(
-        chosen.level == 0
-            ? -1 - prefix
-            : std::int64_t{id_of[chosen.level - 1][static_cast<std::size_t>(prefix)]});
-    contents.last_token.push_back(static_cast<std::uint32_t>(key));
-    contents.length.push_back(static_cast<std::uint8_t>(chosen.level + 2));
-    contents.count.push_back(static_cast<std::uint64_t>(chosen.count));
-    ++result.chosen[chosen.level + 2];
-  }
-  return result;
-}
-
 FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenCorpus& corpus,
-                                        const FgramBuildOptions& options) {
-  check_options(options);
-  const DocumentSlice slice = documents_of_rank(corpus, communicator.rank(), communicator.size());
-  std::vector<std::int64_t> offsets{0};
-  offsets.reserve(static_cast<std::size_t>(slice.last - slice.first) + 1);
-  for (std::int64_t d = slice.first; d < slice.last; ++d) {
-    const TokenCorpus::Range range = corpus.document(d);
-    offsets.push_back(offsets.back() + range.end - range.begin);
+                                        const FgramBuildOptions& options,
+                                        const std::filesystem::path& output) {
+  check_options(corpus, options);
+  const NgramCounterOptions counting{options.max_length, options.min_count, options.memory_bytes,
+                                     options.progress};
+  std::filesystem::path folder = options.spill;
+  if (folder.empty()) {
+    folder = output;
+    folder += ".spill";
   }
-  const NgramCounterOptions counting{options.max_length, options.min_count, options.progress};
-  // The largest slice decides, so that all ranks agree.
-  const std::int64_t largest = communicator.all_reduce_value(offsets.back(), ReduceOp::max);
-  // Choosing follows counting: levels 16, ranking 16 and ids 4 a survivor; contents 21 and table
-  // slots 48 an f-gram.
-  const std::int64_t survivors = corpus.tokens() / options.min_count * (options.max_length - 1);
-  const std::int64_t choosing =
-      4 * largest + 36 * survivors + 69 * std::min(options.size, survivors);
-  const std::int64_t needed = std::max(
-      choosing, ngram_counter_bytes(largest, corpus.tokens(), communicator.size(), counting));
-  if (needed > options.memory_bytes) {
-    throw InputError(
-        fmt::format("{}: counting {} tokens on {} ranks needs up to {:.1f} MB a rank, --memory "
-                    "allows {:.1f} MB; give --memory "
-                    "{}M or more, more ranks, or a larger --min-count",
-                    corpus_name(corpus), corpus.tokens(), communicator.size(),
-                    static_cast<double>(needed) / 1e6,
-                    static_cast<double>(options.memory_bytes) / 1e6, needed / 1'000'000 + 1));
-  }
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(offsets.back()));
-  if (!tokens.empty()) corpus.read(corpus.document(slice.first).begin, tokens);
-  const std::vector<NgramLevel> levels = count_ngrams(communicator, tokens, offsets, counting);
+  std::optional<SpillFolder> spill;
+  agree(communicator, [&] { spill.emplace(folder, communicator.rank(), communicator.size()); });
+  const int bits = bits_of_token(corpus.vocabulary_size());
+  check_space(communicator, *spill,
+              estimated_spill_bytes(corpus.tokens() / communicator.size(), bits, counting));
+  const std::vector<NgramLevelFile> levels = count_ngrams(communicator, corpus, counting, *spill);
   if (levels.empty()) {
     throw InputError(
         fmt::format("{}: no n-gram of its {} tokens occurs {} times or more inside documents; "
                     "lower --min-count or give more text",
                     corpus_name(corpus), corpus.tokens(), options.min_count));
   }
-  FgramBuildResult result = choose_fgrams(levels, options);
-  result.contents.tokenizer_fingerprint = corpus.tokenizer_fingerprint();
-  result.contents.corpus_fingerprint = corpus.fingerprint();
-  result.contents.token_vocabulary_size = corpus.vocabulary_size();
-  result.contents.corpus_tokens = corpus.tokens();
+  const FgramSelection selection = select_fgrams(communicator, levels, bits, options.size);
+
+  FgramBuildResult result;
+  result.size = selection.size;
+  result.cutoff_count = static_cast<std::int64_t>(selection.cutoff_count);
+  result.survivors.assign(static_cast<std::size_t>(options.max_length) + 1, 0);
+  result.chosen = result.survivors;
+  for (const NgramLevelFile& level : levels) {
+    result.survivors[static_cast<std::size_t>(level.length)] = level.total;
+    result.total_survivors += level.total;
+  }
+  FgramHeader header;
+  header.tokenizer_fingerprint = corpus.tokenizer_fingerprint();
+  header.corpus_fingerprint = corpus.fingerprint();
+  header.token_vocabulary_size = corpus.vocabulary_size();
+  header.corpus_tokens = corpus.tokens();
+  header.min_count = options.min_count;
+  header.size = selection.size;
+  header.max_length = options.max_length;
+  std::unique_ptr<FgramFileWriter> writer;
+  agree(communicator, [&] {
+    if (communicator.rank() == 0) writer = std::make_unique<FgramFileWriter>(output, header);
+  });
+  const std::int64_t left =
+      std::max<std::int64_t>(options.memory_bytes - private_memory_bytes(), std::int64_t{1} << 20U);
+  rank_fgrams(communicator, levels, bits, selection, header.token_vocabulary_size, left, *spill,
+              [&](const FgramRow& row) {
+                writer->add(row);
+                ++result.chosen[row.length];
+              });
+  agree(communicator, [&] {
+    if (writer) writer->finish();
+  });
+  communicator.all_reduce(std::span(result.chosen), ReduceOp::sum);
   return result;
 }
 

@@ -1,45 +1,62 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
-#include <span>
-#include <string>
 #include <vector>
 
+#include "data/spill_folder.h"
+#include "data/token_corpus.h"
 #include "parallel/communicator.h"
 
 namespace scone {
 
-/// n-grams of one length that occur at least min_count times, in lexicographic order by token ids.
-/// An n-gram is its prefix and its last token: key = prefix << 32 | last token, where prefix is the
-/// first token's id for n = 2, and the index of the (n-1)-gram in the level before it for n > 2.
-struct NgramLevel {
-  std::vector<std::uint64_t> keys;   // ascending
-  std::vector<std::int64_t> counts;  // of each key, over the corpora of all ranks
-  std::int64_t size() const { return static_cast<std::int64_t>(keys.size()); }
+/// Where a scan stands; tokens are those of this rank.
+struct NgramProgress {
+  int scan = 0, scans = 0;  // from 1
+  std::int64_t tokens = 0, tokens_total = 0;
+  bool merging = false;      // the spilled runs are being merged
+  std::int64_t ngrams = -1;  // when a scan is done for good: how many occur often enough
+  bool from_before = false;  // the scan was finished by an earlier run that was killed
+  std::int64_t spilled_bytes = 0;
 };
 
 struct NgramCounterOptions {
-  int max_length = 5;          // K >= 2
-  std::int64_t min_count = 5;  // >= 1
-  /// Called after each scan with a line for the user, on every rank; may be empty.
-  std::function<void(const std::string&)> progress;
+  int max_length = 5;                                  // K >= 2
+  std::int64_t min_count = 5;                          // >= 1
+  std::int64_t memory_bytes = 4'000'000'000;           // private memory of this process, all of it
+  std::function<void(const NgramProgress&)> progress;  // on every rank; may be empty
 };
 
-/// Counts the n-grams inside documents, 2 <= n <= max_length, in max_length - 1 scans. A candidate
-/// of length n + 1 is counted only where its n-prefix and its n-suffix both survived, which loses
-/// none: their counts are no smaller. Collective. tokens: this rank's documents, one after another;
-/// document_offsets: [documents + 1] into tokens, from 0 to its size. Returns the levels of
-/// length 2.. (index 0 is n = 2), the same on every rank and for every division of the documents;
-/// it ends before the first empty level. Threads: OpenMP. Throws std::invalid_argument.
-std::vector<NgramLevel> count_ngrams(Communicator& communicator,
-                                     std::span<const std::int32_t> tokens,
-                                     std::span<const std::int64_t> document_offsets,
-                                     const NgramCounterOptions& options);
+/// The n-grams of one length that occur at least min_count times and belong to this rank:
+/// NgramRecord<words_of_key(length, bits)> one after another, in no order.
+struct NgramLevelFile {
+  int length = 0;
+  std::int64_t records = 0, total = 0;  // of this rank, of all
+  std::int64_t spilled_bytes = 0;       // by this rank, to count them
+  std::filesystem::path path;
+};
 
-/// Bytes that count_ngrams needs at most on a rank that holds `local_tokens` of `total_tokens`, the
-/// tokens included.
-std::int64_t ngram_counter_bytes(std::int64_t local_tokens, std::int64_t total_tokens, int ranks,
-                                 const NgramCounterOptions& options);
+/// Counts the n-grams inside documents, 2 <= n <= max_length, in max_length - 1 scans over the
+/// corpus. Ranks take equal shares of the positions, and own n-grams by the hash of their keys;
+/// what does not fit in memory is spilled as sorted runs and merged. In scan n + 1 a candidate is
+/// counted only where its n-prefix and its n-suffix may both have survived, by a filter: an n-gram
+/// that occurs often enough has them, so that the filter's errors cost time and change nothing.
+/// Collective; the n-grams of all ranks together do not depend on ranks, memory or threads
+/// (OpenMP). Scans that an earlier run finished in the same folder, with the same corpus, ranks and
+/// min_count, are taken over; the other files there are removed. Returns the levels of length 2..;
+/// it ends before the first that is empty. Throws std::invalid_argument for options out of range;
+/// InputError: too little memory (with a figure that would do), a disk that is full.
+std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const TokenCorpus& corpus,
+                                         const NgramCounterOptions& options, SpillFolder& spill);
+
+/// Calls visit(bytes of whole records) for the level's records, block by block.
+void read_level(const NgramLevelFile& level, std::size_t record_bytes,
+                const std::function<void(std::span<const std::byte>)>& visit);
+
+/// Temporary bytes that count_ngrams may write on one rank, an estimate: runs of the largest scan
+/// where the candidates do not fit in memory, and the survivors.
+std::int64_t estimated_spill_bytes(std::int64_t rank_tokens, int bits,
+                                   const NgramCounterOptions& options);
 
 }  // namespace scone

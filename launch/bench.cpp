@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/bench_checkpoint.h"
+#include "launch/bench_data.h"
 #include "launch/bench_parallel.h"
 #include "launch/bench_step.h"
 #include "launch/command.h"
@@ -54,6 +55,7 @@ void add_bench(CLI::App& app, Action& action) {
   bench->require_subcommand(1);
   add_bench_checkpoint(*bench, action);
   add_bench_step(*bench, action);
+  add_bench_data(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
       "parallel",

@@ -1,34 +1,94 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "data/fgram_statistics.h"
+#include "data/fgram_vocabulary.h"
 #include "data/fgram_vocabulary_builder.h"
 #include "data/hdf5_file.h"
+#include "data/match_annotations.h"
 #include "data/size_suffix.h"
 #include "launch/command.h"
+#include "launch/fgrams_report.h"
 #include "parallel/error.h"
 
 namespace scone {
 namespace {
 
-constexpr std::int64_t report_sequence_length = 256;
-constexpr std::int64_t report_batches = 4;
-constexpr std::array<std::int64_t, 3> report_batch_tokens{8 * 1024, 64 * 1024, 512 * 1024};
-
 struct FgramsArguments {
   std::vector<std::string> data;
-  std::string output, size, memory = "4G";
+  std::string output, size, memory = "4G", spill;
   int max_length = 5;
   std::int64_t min_count = 5;
-  bool report = false;
+  std::string vocabulary;  // an existing file, in place of counting
+  std::vector<std::string> batch_tokens = {"8Ki", "64Ki", "512Ki"};
+  bool report = false, annotate = false;
+
+  /// The file of f-grams that the command is about.
+  const std::string& file() const { return vocabulary.empty() ? output : vocabulary; }
+};
+
+/// Prints the state of the scans, with rate and time left: rewriting one line on a terminal, else
+/// at most one line each ten seconds, and one at the end of each scan.
+class ProgressLine {
+ public:
+  ProgressLine(std::int64_t min_count, int ranks)
+      : min_count_(min_count), ranks_(ranks), terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+  void operator()(const NgramProgress& progress) {
+    if (progress.from_before || progress.ngrams >= 0) {
+      end_of_scan(progress);
+      return;
+    }
+    const auto now = Clock::now();
+    const double seconds = seconds_between(scan_begin_, now);
+    if (!progress.merging && seconds_between(printed_, now) < (terminal_ ? 0.2 : 10.0)) return;
+    printed_ = now;
+    const double share = static_cast<double>(progress.tokens) /
+                         static_cast<double>(std::max<std::int64_t>(1, progress.tokens_total));
+    // The scans to come take about as long as this one.
+    const double left =
+        share > 0 ? seconds / share * (1 - share + progress.scans - progress.scan) : 0;
+    fmt::print(stderr, "{}scan {} of {}: {:5.1f} %  {:.1f}M tokens/s  {:.1f} MB spilled  {}{}",
+               terminal_ ? "\r" : "", progress.scan, progress.scans, 100 * share,
+               static_cast<double>(progress.tokens) * ranks_ / 1e6 / std::max(seconds, 1e-3),
+               static_cast<double>(progress.spilled_bytes) * ranks_ / 1e6,
+               progress.merging ? "merging" : fmt::format("{:.0f} s left", left),
+               terminal_ ? "   " : "\n");
+    std::fflush(stderr);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds_between(Clock::time_point begin, Clock::time_point end) {
+    return std::chrono::duration<double>(end - begin).count();
+  }
+
+  void end_of_scan(const NgramProgress& progress) {
+    const auto now = Clock::now();
+    fmt::print(
+        stderr, "{}scan {} of {}: {} n-grams of {} tokens occur {} times or more{}\n",
+        terminal_ ? "\r" : "", progress.scan, progress.scans, progress.ngrams, progress.scan + 1,
+        min_count_,
+        progress.from_before
+            ? " (counted before the interruption)"
+            : fmt::format(" ({:.1f} s, {:.1f} MB spilled)", seconds_between(scan_begin_, now),
+                          static_cast<double>(progress.spilled_bytes) * ranks_ / 1e6));
+    std::fflush(stderr);
+    scan_begin_ = printed_ = now;
+  }
+
+  std::int64_t min_count_;
+  int ranks_;
+  bool terminal_;
+  Clock::time_point scan_begin_ = Clock::now(), printed_ = scan_begin_;
 };
 
 bool is_vocabulary(const std::filesystem::path& path) {
@@ -78,21 +138,7 @@ nlohmann::json by_length(const std::vector<std::int64_t>& counts) {
   return object;
 }
 
-nlohmann::json coverage_json(const FgramCoverage& coverage) {
-  nlohmann::json shares = nlohmann::json::object();
-  for (std::size_t n = 2; n < coverage.matched.size(); ++n) {
-    shares[std::to_string(n)] =
-        static_cast<double>(coverage.matched[n]) / static_cast<double>(coverage.positions);
-  }
-  return {{"share", 1.0 - static_cast<double>(coverage.matched[0]) /
-                              static_cast<double>(coverage.positions)},
-          {"share_by_length", shares},
-          {"fgram_tokens_per_position", coverage.fgram_tokens_per_position()},
-          {"padded_fgram_tokens_per_position", coverage.padded_tokens_per_position()}};
-}
-
-void print_summary(const FgramBuildResult& built, std::int64_t size,
-                   const FgramCoverage& coverage) {
+void print_summary(const FgramBuildResult& built, const FgramCoverage& coverage) {
   fmt::print(stderr, "{:>8} {:>14} {:>14} {:>18}\n", "length", "survivors", "chosen",
              "positions matched");
   for (std::size_t n = 2; n < built.survivors.size(); ++n) {
@@ -100,84 +146,102 @@ void print_summary(const FgramBuildResult& built, std::int64_t size,
     fmt::print(stderr, "{:>8} {:>14} {:>14} {:>17.2f}%\n", n, built.survivors[n], built.chosen[n],
                100.0 * static_cast<double>(matched) / static_cast<double>(coverage.positions));
   }
-  fmt::print(stderr, "{:>8} {:>14} {:>14} {:>17.2f}%\n", "all", built.total_survivors, size,
+  fmt::print(stderr, "{:>8} {:>14} {:>14} {:>17.2f}%\n", "all", built.total_survivors, built.size,
              100.0 - 100.0 * static_cast<double>(coverage.matched[0]) /
                          static_cast<double>(coverage.positions));
   fmt::print(stderr, "cut-off count {}\n", built.cutoff_count);
 }
 
-nlohmann::json report_sharing(const TokenCorpus& corpus, const FgramVocabulary& vocabulary,
-                              const FgramCoverage& coverage) {
-  fmt::print(stderr,
-             "f-gram tokens a position without sharing: {:.3f} (padded to {}: {:.3f})\n"
-             "{:>14} {:>9} {:>14} {:>18}\n",
-             coverage.fgram_tokens_per_position(), vocabulary.max_length(),
-             coverage.padded_tokens_per_position(), "batch tokens", "batches", "nodes/token",
-             "f-grams/token");
-  nlohmann::json rows = nlohmann::json::array();
-  for (const std::int64_t tokens : report_batch_tokens) {
-    const FgramSharing sharing = measure_sharing(corpus, vocabulary, tokens, report_sequence_length,
-                                                 report_batches, /*seed=*/0);
-    nlohmann::json row{{"batch_tokens", tokens}, {"batches", sharing.batches}};
-    if (sharing.batches == 0) {
-      fmt::print(stderr, "{:>14} {:>9}   the corpus is smaller\n", tokens, 0);
-      row["nodes_per_token"] = nullptr;
-      row["fgrams_per_token"] = nullptr;
-    } else {
-      fmt::print(stderr, "{:>14} {:>9} {:>14.4f} {:>18.4f}\n", tokens, sharing.batches,
-                 sharing.nodes_per_token, sharing.fgrams_per_token);
-      row["nodes_per_token"] = sharing.nodes_per_token;
-      row["fgrams_per_token"] = sharing.fgrams_per_token;
-    }
-    rows.push_back(row);
-  }
-  return rows;
-}
-
-int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
-  const auto begin = std::chrono::steady_clock::now();
+/// Counts, and writes the vocabulary; what the result says of it.
+nlohmann::json build(const FgramsArguments& arguments, const TokenCorpus& corpus,
+                     CommandContext& context, FgramBuildResult& built) {
   FgramBuildOptions options;
   options.size = parse_size(arguments.size);
   options.memory_bytes = parse_size(arguments.memory);
   options.max_length = arguments.max_length;
   options.min_count = arguments.min_count;
+  options.spill = arguments.spill;
+  if (context.is_root()) options.progress = ProgressLine(options.min_count, context.world.size());
+  built = build_fgram_vocabulary(context.world, corpus, options, arguments.output);
+  if (context.is_root() && built.size < options.size) {
+    fmt::print(
+        stderr,
+        "warning: only {} n-grams occur {} times or more, fewer than --size {}; all are taken\n",
+        built.size, options.min_count, options.size);
+  }
+  return {{"output", arguments.output},
+          {"max_length", options.max_length},
+          {"min_count", options.min_count},
+          {"survivors_by_length", by_length(built.survivors)},
+          {"chosen_by_length", by_length(built.chosen)},
+          {"cutoff_count", built.cutoff_count}};
+}
+
+/// Adds the report to `result`, and writes it beside the vocabulary: NAME-report.json and .svg.
+void report(const FgramsArguments& arguments, const TokenCorpus& corpus,
+            const FgramVocabulary& vocabulary, const FgramCoverage& coverage,
+            nlohmann::json& result) {
+  std::vector<std::int64_t> batches;
+  for (const std::string& tokens : arguments.batch_tokens) batches.push_back(parse_size(tokens));
+  result["sharing"] = report_sharing(corpus, vocabulary, coverage, batches);
+  result["cutoffs"] = report_cutoffs(vocabulary);
+  result["examples"] = report_examples(corpus, vocabulary);
+  std::filesystem::path stem = arguments.file();
+  stem.replace_extension();
+  const std::string json = stem.string() + "-report.json", plot = stem.string() + "-report.svg";
+  result["report"] = json;
+  result["plot"] = plot;
+  {
+    std::ofstream file(json + ".partial");
+    file << result.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    if (!file.flush())
+      throw InputError(fmt::format("{}: cannot be written; is the disk full?", json));
+  }
+  std::filesystem::rename(json + ".partial", json);
+  draw_report(result, plot);
+  fmt::print(stderr, "report: {} and {}\n", json, plot);
+}
+
+int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
+  const auto begin = std::chrono::steady_clock::now();
+  if (arguments.vocabulary.empty() == (arguments.output.empty() && arguments.size.empty()))
+    throw InputError("scone fgrams: expected --output and --size, or --vocabulary");
+  if (arguments.vocabulary.empty() && arguments.size.empty())
+    throw InputError("scone fgrams: --size is missing: how many f-grams, such as 100K");
+  if (!arguments.vocabulary.empty() && !arguments.output.empty())
+    throw InputError("scone fgrams: --vocabulary FILE is not counted anew; leave --output out");
+  for (const std::string& tokens : arguments.batch_tokens) parse_size(tokens);
+  const std::int64_t size = arguments.size.empty() ? 0 : parse_size(arguments.size);
   if (context.is_root()) {
-    check_output(arguments.output);
-    options.progress = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+    if (arguments.vocabulary.empty()) check_output(arguments.output);
+    if (arguments.report) require_gnuplot();
   }
   const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
   if (context.is_root()) {
     fmt::print(stderr, "{} tokens in {} documents, {} shards, on {}\n", corpus.tokens(),
                corpus.documents(), corpus.shards().size(), context.world.describe());
   }
-  FgramBuildResult built = build_fgram_vocabulary(context.world, corpus, options);
-  const FgramVocabulary vocabulary(std::move(built.contents), arguments.output);
-  if (context.is_root()) {
-    if (vocabulary.size() < options.size) {
-      fmt::print(
-          stderr,
-          "warning: only {} n-grams occur {} times or more, fewer than --size {}; all are taken\n",
-          vocabulary.size(), options.min_count, options.size);
-    }
-    vocabulary.save(arguments.output);
+  nlohmann::json result = nlohmann::json::object();
+  FgramBuildResult built;
+  if (arguments.vocabulary.empty()) result = build(arguments, corpus, context, built);
+  const FgramVocabulary vocabulary(arguments.file(), arguments.vocabulary.empty() ? 0 : size);
+  if (arguments.annotate) {
+    write_match_annotations(context.world, corpus, vocabulary);
+    if (context.is_root())
+      fmt::print(stderr, "matches of {} tokens written beside {} shards\n", corpus.tokens(),
+                 corpus.shards().size());
   }
   const FgramCoverage coverage = measure_coverage(context.world, corpus, vocabulary);
   if (context.is_root()) {
-    print_summary(built, vocabulary.size(), coverage);
-    nlohmann::json result{{"output", arguments.output},
-                          {"size", vocabulary.size()},
-                          {"fingerprint", vocabulary.fingerprint()},
-                          {"max_length", options.max_length},
-                          {"min_count", options.min_count},
-                          {"corpus_tokens", corpus.tokens()},
-                          {"survivors_by_length", by_length(built.survivors)},
-                          {"chosen_by_length", by_length(built.chosen)},
-                          {"cutoff_count", built.cutoff_count},
-                          {"coverage", coverage_json(coverage)}};
-    if (arguments.report) result["sharing"] = report_sharing(corpus, vocabulary, coverage);
+    if (arguments.vocabulary.empty()) print_summary(built, coverage);
+    result["size"] = vocabulary.size();
+    result["fingerprint"] = vocabulary.fingerprint();
+    result["corpus_tokens"] = corpus.tokens();
+    result["coverage"] = coverage_json(coverage);
+    if (arguments.report) report(arguments, corpus, vocabulary, coverage, result);
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    fmt::print(stderr, "{} f-grams in {}, {:.1f} s\n", vocabulary.size(), arguments.output,
+    fmt::print(stderr, "{} f-grams in {}, {:.1f} s\n", vocabulary.size(), arguments.file(),
                seconds);
     result["seconds"] = seconds;
     context.print_result(result);
@@ -194,21 +258,32 @@ void add_fgrams(CLI::App& app, Action& action) {
       app.add_subcommand("fgrams", "Token shards -> f-gram vocabulary: the most frequent n-grams");
   command->add_option("--data", arguments->data, "Token shards, or folders of them (DIR/train)")
       ->required();
-  command->add_option("--output", arguments->output, "The f-gram vocabulary to write (FILE.h5)")
-      ->required();
-  command->add_option("--size", arguments->size, "Number of f-grams, such as 100K or 10M")
-      ->required();
+  command->add_option("--output", arguments->output, "The f-gram vocabulary to write (FILE.h5)");
+  command->add_option("--size", arguments->size, "Number of f-grams, such as 100K or 10M");
+  command->add_option("--vocabulary", arguments->vocabulary,
+                      "An f-gram vocabulary that exists, to report on or annotate with instead of "
+                      "counting; of --size, its first");
   command->add_option("--max-length", arguments->max_length, "Longest f-gram in tokens")
       ->capture_default_str();
   command
       ->add_option("--min-count", arguments->min_count,
                    "Least number of occurrences, from the first scan on")
       ->capture_default_str();
-  command->add_option("--memory", arguments->memory, "Memory that a rank may use, such as 4G")
+  command
+      ->add_option("--memory", arguments->memory,
+                   "Memory that a rank may use, all of it, such as 4G")
       ->capture_default_str();
-  command->add_flag(
-      "--report", arguments->report,
-      "Also measure how many distinct trie nodes batches of 8K, 64K, 512K tokens need");
+  command->add_option("--spill", arguments->spill,
+                      "Folder for temporary files, of this run alone (default: OUTPUT.spill)");
+  command->add_flag("--report", arguments->report,
+                    "Also measure how many distinct trie nodes batches need, and write coverage, "
+                    "cut-off counts and examples as FILE-report.json and FILE-report.svg");
+  command->add_option("--batch-tokens", arguments->batch_tokens, "Batches of the report")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_flag("--annotate", arguments->annotate,
+                    "Also write the length of each position's match beside the tokens, as "
+                    "SHARD.matches, which training then reads");
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_fgrams(*arguments, context); };
   });

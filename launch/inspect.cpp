@@ -18,6 +18,7 @@
 #include "checkpoint/safetensors.h"
 #include "data/fgram_vocabulary.h"
 #include "data/hdf5_file.h"
+#include "data/match_annotations.h"
 #include "data/token_corpus.h"
 #include "data/tokenizer.h"
 #include "launch/command.h"
@@ -287,6 +288,16 @@ void inspect_hdf5(const fs::path& path, Report& report) {
     inspect_shard(path, report);
   } else if (format == "scone-fgrams") {
     inspect_vocabulary(path, report);
+  } else if (format == "scone-matches") {
+    const AnnotationInfo info = verify_annotation(path);
+    report.json["kind"] = "matches";
+    report.json["tokens"] = info.tokens;
+    report.json["fgrams_fingerprint"] = info.fgrams_fingerprint;
+    report.add(fmt::format(
+        "{}: match lengths of {} tokens, of the {} f-grams of length 2..{} with fingerprint {}; "
+        "checksum verified",
+        path.string(), info.tokens, info.fgrams_size, info.fgrams_max_length,
+        info.fgrams_fingerprint));
   } else if (format == "scone-checkpoint-slices") {
     report.json["kind"] = "checkpoint-slices";
     report.add(fmt::format(

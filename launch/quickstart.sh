@@ -47,7 +47,7 @@ if [ ! -d stages ] && [ -n "$(ls -A)" ]; then
   exit 2
 fi
 if $fresh; then
-  rm -rf stages corpus data fgrams.h5 baseline scone bundle ./*.json ./*.partial ./*.object sample.txt report.html
+  rm -rf stages corpus data fgrams.h5 baseline scone bundle ./*.json ./*.svg ./*.partial ./*.object sample.txt report.html
 fi
 mkdir -p stages
 

@@ -33,8 +33,7 @@ class BatchStreamTest : public testing::Test {
     FgramBuildOptions options;
     options.size = 200;
     options.min_count = 2;
-    vocabulary_ = std::make_unique<FgramVocabulary>(
-        build_fgram_vocabulary(*self, *corpus_, options).contents);
+    vocabulary_ = std::make_unique<FgramVocabulary>(build_vocabulary(*self, *corpus_, options));
     samples_ = (static_cast<std::int64_t>(tokens_.size()) - 1 + length - 1) / length;
   }
 

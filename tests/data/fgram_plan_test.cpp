@@ -49,8 +49,7 @@ class Vocabulary {
     options.max_length = 4;
     options.min_count = 2;
     const auto self = make_self_communicator();
-    fgrams =
-        std::make_unique<FgramVocabulary>(build_fgram_vocabulary(*self, corpus, options).contents);
+    fgrams = std::make_unique<FgramVocabulary>(build_vocabulary(*self, corpus, options));
   }
   std::unique_ptr<FgramVocabulary> fgrams;
 

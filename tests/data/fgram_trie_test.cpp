@@ -15,20 +15,14 @@ namespace {
 using Tokens = std::vector<std::int32_t>;
 
 FgramVocabulary make_vocabulary(std::uint64_t seed) {
-  Tokens tokens;
-  std::vector<std::int64_t> offsets{0};
-  for (const Tokens& document : random_documents(seed, 300, 60, 30)) {
-    tokens.insert(tokens.end(), document.begin(), document.end());
-    offsets.push_back(static_cast<std::int64_t>(tokens.size()));
-  }
+  const ScratchFolder folder;
+  write_shard(folder / "shard.h5", random_documents(seed, 300, 60, 30), 30);
+  const TokenCorpus corpus({folder / "shard.h5"});
   FgramBuildOptions options;
   options.size = 3000;
   options.min_count = 2;
   const auto self = make_self_communicator();
-  FgramBuildResult built = choose_fgrams(
-      count_ngrams(*self, tokens, offsets, {options.max_length, options.min_count, {}}), options);
-  built.contents.token_vocabulary_size = 30;
-  return FgramVocabulary(std::move(built.contents));
+  return build_vocabulary(*self, corpus, options);
 }
 
 TEST(FgramTrie, HoldsEveryFgramAndPrefixOnceInPreorder) {

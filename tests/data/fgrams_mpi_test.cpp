@@ -16,9 +16,9 @@ TEST(FgramsMpi, SameFileAndCoverageAsOneRank) {
   options.size = 1500;
   options.min_count = 3;
 
-  const FgramVocabulary together(build_fgram_vocabulary(*world, corpus, options).contents);
+  const FgramVocabulary together = build_vocabulary(*world, corpus, options);
   const auto self = make_self_communicator();
-  const FgramVocabulary alone(build_fgram_vocabulary(*self, corpus, options).contents);
+  const FgramVocabulary alone = build_vocabulary(*self, corpus, options);
   together.save(folder / "together.h5");
   alone.save(folder / "alone.h5");
   EXPECT_EQ(alone.size(), 1500);

@@ -2,12 +2,18 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <csignal>
+#include <fstream>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "data/fgram_vocabulary_builder.h"
+#include "data/ngram_key.h"
+#include "data/ngram_store.h"
 #include "data/sample_permutation.h"
 #include "data/size_suffix.h"
 #include "parallel/error.h"
@@ -37,64 +43,194 @@ std::map<std::size_t, Counts> brute_force(const Documents& documents, int max_le
   return all;
 }
 
-/// Spells out the levels' keys.
-std::map<std::size_t, Counts> spelled(const std::vector<NgramLevel>& levels) {
-  std::map<std::size_t, Counts> all;
-  std::vector<Tokens> previous;
-  for (std::size_t level = 0; level < levels.size(); ++level) {
-    std::vector<Tokens> own;
-    for (std::size_t i = 0; i < levels[level].keys.size(); ++i) {
-      const std::uint64_t key = levels[level].keys[i];
-      Tokens tokens = level == 0 ? Tokens{static_cast<std::int32_t>(key >> 32U)}
-                                 : previous.at(static_cast<std::size_t>(key >> 32U));
-      tokens.push_back(static_cast<std::int32_t>(key & 0xFFFFFFFFU));
-      all[level + 2][tokens] = levels[level].counts[i];
-      own.push_back(std::move(tokens));
-    }
-    EXPECT_TRUE(std::is_sorted(own.begin(), own.end()));
-    previous = std::move(own);
+/// Adds this rank's n-grams, spelled out.
+void spell(const std::vector<NgramLevelFile>& levels, int bits,
+           std::map<std::size_t, Counts>& all) {
+  for (const NgramLevelFile& level : levels) {
+    with_key_words(level.length, bits, [&]<int Words>() {
+      using Record = NgramRecord<Words>;
+      read_level(level, sizeof(Record), [&](std::span<const std::byte> bytes) {
+        const auto* records = reinterpret_cast<const Record*>(bytes.data());
+        for (std::size_t i = 0; i < bytes.size() / sizeof(Record); ++i) {
+          NgramKey<Words> key = records[i].key;
+          Tokens tokens(static_cast<std::size_t>(level.length));
+          for (std::size_t t = tokens.size(); t-- > 0;) {
+            tokens[t] = static_cast<std::int32_t>(key.last_token(bits));
+            key.drop_last(bits);
+          }
+          const auto count = static_cast<std::int64_t>(records[i].count);
+          EXPECT_TRUE(all[tokens.size()].emplace(std::move(tokens), count).second);
+        }
+      });
+    });
   }
+}
+
+constexpr std::int64_t enough_memory = std::int64_t{4} << 30U;
+
+/// What `ranks` ranks find together in the shard.
+std::map<std::size_t, Counts> counted(const std::filesystem::path& shard, int ranks,
+                                      NgramCounterOptions options,
+                                      const std::filesystem::path& spill) {
+  std::map<std::size_t, Counts> all;
+  std::mutex mutex;
+  run_as_threads(ranks, [&](Communicator& communicator) {
+    const TokenCorpus corpus({shard});
+    SpillFolder folder(spill, communicator.rank(), ranks);
+    const auto levels = count_ngrams(communicator, corpus, options, folder);
+    const std::lock_guard lock(mutex);
+    spell(levels, bits_of_token(corpus.vocabulary_size()), all);
+  });
   return all;
 }
 
-struct Flat {
-  Tokens tokens;
-  std::vector<std::int64_t> offsets{0};
-  Flat(const Documents& documents, std::size_t first, std::size_t last) {
-    for (std::size_t d = first; d < last; ++d) {
-      tokens.insert(tokens.end(), documents[d].begin(), documents[d].end());
-      offsets.push_back(static_cast<std::int64_t>(tokens.size()));
-    }
-  }
-};
-
 TEST(NgramCounter, EqualsBruteForceOnAnyNumberOfRanks) {
+  const ScratchFolder folder;
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     const int longest = seed % 3 == 0 ? 4 : 40;  // documents shorter than n
+    const int vocabulary = seed % 2 ? 6 : 50;
     const Documents documents =
-        random_documents(seed, 60 + static_cast<int>(seed) * 10, longest, seed % 2 ? 6 : 50);
+        random_documents(seed, 60 + static_cast<int>(seed) * 10, longest, vocabulary);
     const int max_length = 2 + static_cast<int>(seed % 4);
     const std::int64_t min_count = 1 + static_cast<std::int64_t>(seed % 5);
     auto expected = brute_force(documents, max_length, min_count);
     std::erase_if(expected, [](const auto& level) { return level.second.empty(); });
     ASSERT_FALSE(expected.empty());
+    // Keys of one word, and of two or four where the ids take 16 or 24 bits.
+    const std::int64_t vocabulary_size =
+        std::vector<std::int64_t>{vocabulary, 65'000, 1 << 24}[seed / 2 % 3];
+    write_shard(folder / "shard.h5", documents, vocabulary_size);
     for (int ranks = 1; ranks <= 3; ++ranks) {
-      run_as_threads(ranks, [&](Communicator& communicator) {
-        const auto rank = static_cast<std::size_t>(communicator.rank());
-        const auto size = static_cast<std::size_t>(ranks);
-        const Flat own(documents, documents.size() * rank / size,
-                       documents.size() * (rank + 1) / size);
-        const auto levels =
-            count_ngrams(communicator, own.tokens, own.offsets, {max_length, min_count, {}});
-        EXPECT_EQ(spelled(levels), expected) << "seed " << seed << ", ranks " << ranks;
-      });
+      EXPECT_EQ(counted(folder / "shard.h5", ranks, {max_length, min_count, enough_memory, {}},
+                        folder / "spill"),
+                expected)
+          << "seed " << seed << ", ranks " << ranks << ", vocabulary " << vocabulary_size;
     }
   }
 }
 
+TEST(NgramCounter, SpillsAndMergesToTheSame) {
+  const ScratchFolder folder;
+  const Documents documents = random_documents(3, 3000, 200, 400);
+  write_shard(folder / "shard.h5", documents, 400);
+  const auto expected = brute_force(documents, 4, 2);
+  std::int64_t spilled = 0;
+  NgramCounterOptions options{4, 2, enough_memory, {}};
+  EXPECT_EQ(counted(folder / "shard.h5", 1, options, folder / "spill"), expected);
+  for (int ranks = 1; ranks <= 2; ++ranks) {
+    // The least that it asks for.
+    options.memory_bytes = 1;
+    try {
+      counted(folder / "shard.h5", ranks, options, folder / "spill");
+      FAIL() << "nothing was thrown";
+    } catch (const InputError& error) {
+      const std::string text = error.what();
+      const std::size_t at = text.find("give --memory ");
+      ASSERT_NE(at, std::string::npos) << text;
+      options.memory_bytes =
+          std::stoll(text.substr(at + 14)) * 1'000'000 + (std::int64_t{1} << 20U);
+    }
+    options.progress = [&](const NgramProgress& progress) {
+      if (progress.ngrams >= 0) spilled += progress.spilled_bytes;
+    };
+    EXPECT_EQ(counted(folder / "shard.h5", ranks, options, folder / "spill"), expected);
+    options.progress = {};
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "spill"));
+  std::printf("%lld bytes spilled\n", static_cast<long long>(spilled));
+  EXPECT_GT(spilled, 100'000);
+}
+
+TEST(NgramStore, MergesMoreRunsThanItHasBuffersFor) {
+  const ScratchFolder folder;
+  SpillFile spill = SpillFile::create(folder / "runs", false);
+  MemoryBudget budget(0);  // every 48 distinct keys are a run
+  NgramStore<2> store(0, 1, budget, spill);
+  std::map<std::uint64_t, std::uint64_t> expected;
+  std::uint64_t state = 5;
+  for (int i = 0; i < 20'000; ++i) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    NgramRecord<2> record;
+    record.key.words = {state >> 60U, state >> 54U};
+    record.count = 1 + state % 3;
+    expected[record.key.words[1]] += record.count;
+    store.add(0, 1, [&](std::size_t) { return record; });
+  }
+  ASSERT_GT(spill.size(), 100 * 48 * 24);
+  std::map<std::uint64_t, std::uint64_t> found;
+  NgramKey<2> before;
+  store.finish(0, 30, 3 * 8192, [&](const NgramRecord<2>& record) {
+    EXPECT_TRUE(found.empty() || before < record.key);
+    before = record.key;
+    found[record.key.words[1]] = record.count;
+  });
+  std::erase_if(expected, [](const auto& entry) { return entry.second < 30; });
+  EXPECT_GT(expected.size(), 100U);
+  EXPECT_EQ(found, expected);
+}
+
+TEST(NgramCounter, GoesOnAfterTheScansThatWereDone) {
+  const ScratchFolder folder;
+  const Documents documents = random_documents(4, 300, 60, 50);
+  write_shard(folder / "shard.h5", documents, 50);
+  std::vector<int> counted_scans, taken_scans;
+  NgramCounterOptions options{4, 2, enough_memory, {}};
+  options.progress = [&](const NgramProgress& progress) {
+    if (progress.ngrams >= 0)
+      (progress.from_before ? taken_scans : counted_scans).push_back(progress.scan);
+  };
+  const auto run = [&](int max_length, std::int64_t min_count) {
+    counted_scans.clear();
+    taken_scans.clear();
+    options.max_length = max_length;
+    options.min_count = min_count;
+    const TokenCorpus corpus({folder / "shard.h5"});
+    const auto self = make_self_communicator();
+    SpillFolder spill(folder / "spill", 0, 1);
+    const auto levels = count_ngrams(*self, corpus, options, spill);
+    std::map<std::size_t, Counts> found;
+    spell(levels, bits_of_token(50), found);
+    EXPECT_EQ(found, brute_force(documents, max_length, min_count));
+    // As a process that is killed leaves it, with a scan begun.
+    std::filesystem::copy(folder / "spill", folder / "killed",
+                          std::filesystem::copy_options::recursive);
+    std::ofstream(folder / "killed/rank-0/level-9") << "half";
+  };
+  const auto leftover = [&] { std::filesystem::rename(folder / "killed", folder / "spill"); };
+  run(3, 2);
+  EXPECT_THAT(counted_scans, testing::ElementsAre(1, 2));
+  leftover();
+  run(4, 2);
+  EXPECT_THAT(taken_scans, testing::ElementsAre(1, 2));
+  EXPECT_THAT(counted_scans, testing::ElementsAre(3));
+  EXPECT_FALSE(std::filesystem::exists(folder / "killed/rank-0/level-9.partial"));
+  leftover();
+  std::filesystem::resize_file(folder / "spill/rank-0/level-3", 100);  // not whole
+  run(4, 2);
+  EXPECT_THAT(taken_scans, testing::ElementsAre(1));
+  leftover();
+  run(3, 3);  // another minimum: nothing is taken
+  EXPECT_THAT(taken_scans, testing::IsEmpty());
+  EXPECT_FALSE(std::filesystem::exists(folder / "spill"));
+}
+
+TEST(NgramCounter, AFolderInUseIsRefused) {
+  const ScratchFolder folder;
+  const SpillFolder first(folder / "spill", 0, 1);
+  EXPECT_THROW(SpillFolder(folder / "spill", 0, 1), InputError);
+  {
+    const SpillFolder second(folder / "spill", 1, 2);  // of another rank, and alive
+    EXPECT_TRUE(std::filesystem::exists(folder / "spill/rank-1"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "spill/rank-1"));
+}
+
 TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
+  const ScratchFolder folder;
   for (std::uint64_t seed = 0; seed < 6; ++seed) {
     const Documents documents = random_documents(seed, 200, 30, 8);
+    write_shard(folder / "shard.h5", documents, 8);
+    const TokenCorpus corpus({folder / "shard.h5"});
     std::vector<std::pair<Tokens, std::int64_t>> expected;
     for (const auto& [n, counts] : brute_force(documents, 4, 3)) {
       expected.insert(expected.end(), counts.begin(), counts.end());
@@ -104,28 +240,29 @@ TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
       if (a.first.size() != b.first.size()) return a.first.size() < b.first.size();
       return a.first < b.first;
     });
-    const Flat flat(documents, 0, documents.size());
     const auto self = make_self_communicator();
-    const auto levels = count_ngrams(*self, flat.tokens, flat.offsets, {4, 3, {}});
     for (const std::size_t size : {std::size_t{1}, std::size_t{37}, expected.size() / 2,
                                    expected.size(), expected.size() + 5}) {
       FgramBuildOptions options;
       options.size = static_cast<std::int64_t>(size);
       options.max_length = 4;
       options.min_count = 3;
-      FgramBuildResult built = choose_fgrams(levels, options);
-      built.contents.token_vocabulary_size = 8;
-      const FgramVocabulary vocabulary(built.contents);
+      const FgramBuildResult built =
+          build_fgram_vocabulary(*self, corpus, options, folder / "fgrams.h5");
+      const FgramVocabulary vocabulary(folder / "fgrams.h5");
       const std::size_t chosen = std::min(size, expected.size());
       ASSERT_EQ(static_cast<std::size_t>(vocabulary.size()), chosen);
       EXPECT_EQ(built.cutoff_count, expected[chosen - 1].second);
       std::set<Tokens> all;
+      std::vector<std::int64_t> by_length(5, 0);
       for (std::size_t i = 0; i < chosen; ++i) {
         const auto id = static_cast<std::int64_t>(i);
         ASSERT_EQ(vocabulary.tokens(id), expected[i].first) << "id " << i;
         ASSERT_EQ(vocabulary.count(id), expected[i].second);
         all.insert(expected[i].first);
+        ++by_length[expected[i].first.size()];
       }
+      EXPECT_EQ(built.chosen, by_length);
       for (const Tokens& fgram : all) {  // closed under prefix and suffix
         if (fgram.size() == 2) continue;
         EXPECT_TRUE(all.count(Tokens(fgram.begin(), fgram.end() - 1)));
@@ -135,23 +272,35 @@ TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
   }
 }
 
-TEST(NgramCounter, TakesEmptyRanksAndNothingAtAll) {
-  run_as_threads(3, [](Communicator& communicator) {
-    const Tokens tokens = communicator.rank() == 1 ? Tokens{1, 2, 1, 2} : Tokens{};
-    const std::vector<std::int64_t> offsets{0, static_cast<std::int64_t>(tokens.size())};
-    const auto levels = count_ngrams(communicator, tokens, offsets, {5, 2, {}});
-    ASSERT_EQ(levels.size(), 1U);
-    EXPECT_THAT(levels[0].keys, testing::ElementsAre(std::uint64_t{1} << 32U | 2U));
-    EXPECT_THAT(levels[0].counts, testing::ElementsAre(2));
-    EXPECT_TRUE(count_ngrams(communicator, {}, std::vector<std::int64_t>{0}, {5, 1, {}}).empty());
-  });
+TEST(NgramCounter, TakesFewerTokensThanRanksAndNothingAtAll) {
+  const ScratchFolder folder;
+  write_shard(folder / "shard.h5", {{1, 2, 1, 2}}, 8);
+  const std::map<std::size_t, Counts> expected{{2, {{{1, 2}, 2}}}};
+  EXPECT_EQ(counted(folder / "shard.h5", 6, {5, 2, enough_memory, {}}, folder / "spill"), expected);
+  write_shard(folder / "shard.h5", {{4}, {4}, {4}, {4}}, 8);  // documents of one token have none
+  EXPECT_TRUE(counted(folder / "shard.h5", 2, {3, 1, enough_memory, {}}, folder / "spill").empty());
 }
 
-TEST(NgramCounter, SingleTokenDocumentsHaveNone) {
-  const Tokens tokens{4, 4, 4, 4};
-  const std::vector<std::int64_t> offsets{0, 1, 2, 3, 4};
-  const auto self = make_self_communicator();
-  EXPECT_TRUE(count_ngrams(*self, tokens, offsets, {3, 1, {}}).empty());
+TEST(NgramCounter, AFileThatCannotGrowIsToldWithTheSpace) {
+  const ScratchFolder folder;
+  write_shard(folder / "shard.h5", random_documents(3, 3000, 200, 400), 400);
+  struct rlimit before {};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{4096, before.rlim_max};
+  for (int ranks = 1; ranks <= 2; ++ranks) {
+    setrlimit(RLIMIT_FSIZE, &small);
+    std::string message;
+    try {
+      counted(folder / "shard.h5", ranks, {4, 2, enough_memory, {}}, folder / "spill");
+    } catch (const InputError& error) {
+      message = error.what();
+    }
+    setrlimit(RLIMIT_FSIZE, &before);
+    EXPECT_THAT(message, testing::HasSubstr("MB are free"));
+    EXPECT_FALSE(std::filesystem::exists(folder / "spill"));
+  }
+  std::signal(SIGXFSZ, handler);
 }
 
 TEST(SamplePermutation, IsOneAndDependsOnSeedAndEpoch) {

@@ -28,8 +28,7 @@ class PlannedBatchesTest : public testing::Test {
     options.size = 200;
     options.min_count = 2;
     const auto self = make_self_communicator();
-    vocabulary_ = std::make_unique<FgramVocabulary>(
-        build_fgram_vocabulary(*self, *corpus_, options).contents);
+    vocabulary_ = std::make_unique<FgramVocabulary>(build_vocabulary(*self, *corpus_, options));
   }
 
   static BatchStreamOptions options(const Part& data, const Part& share) {

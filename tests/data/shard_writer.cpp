@@ -75,4 +75,15 @@ std::string bytes_of_file(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+FgramVocabulary build_vocabulary(Communicator& communicator, const TokenCorpus& corpus,
+                                 const FgramBuildOptions& options) {
+  const ScratchFolder folder;
+  const std::filesystem::path path =
+      communicator.broadcast_string((folder / "fgrams.h5").string(), 0);
+  build_fgram_vocabulary(communicator, corpus, options, path);
+  FgramVocabulary vocabulary(path);  // mapped: it outlives the file
+  communicator.barrier();
+  return vocabulary;
+}
+
 }  // namespace scone

@@ -5,6 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "data/fgram_vocabulary.h"
+#include "data/fgram_vocabulary_builder.h"
+
 namespace scone {
 
 using Documents = std::vector<std::vector<std::int32_t>>;
@@ -29,6 +32,11 @@ class ScratchFolder {
  private:
   std::filesystem::path path_;
 };
+
+/// The vocabulary that the options make of the corpus. Collective; ranks are threads or processes
+/// of one machine.
+FgramVocabulary build_vocabulary(Communicator& communicator, const TokenCorpus& corpus,
+                                 const FgramBuildOptions& options);
 
 /// The file's bytes.
 std::string bytes_of_file(const std::filesystem::path& path);

@@ -34,7 +34,7 @@ void write_file(const std::filesystem::path& path, const scone::FgramVocabularyC
     if (++number != missing) file.set_attribute(name, value);
   };
   file.set_attribute("format", missing == 100 ? "scone-tokens" : "scone-fgrams");
-  integer("format_version", 2);
+  integer("format_version", 3);
   integer("size", size);
   integer("max_length", contents.max_length);
   integer("vocabulary_size", contents.token_vocabulary_size);
@@ -47,8 +47,18 @@ void write_file(const std::filesystem::path& path, const scone::FgramVocabularyC
     const hid_t stored = input.mostly(0) == 0 ? type : H5T_NATIVE_UINT8;
     if (++number != missing) file.write(name, stored, {size}, data);
   };
-  dataset("/prefix", H5T_NATIVE_INT64, contents.prefix.data());
-  dataset("/last_token", H5T_NATIVE_UINT32, contents.last_token.data());
+  std::vector<std::uint32_t> prefix;
+  std::vector<std::uint16_t> last_token;
+  for (const std::int64_t stored : contents.prefix) {
+    const auto above = static_cast<std::uint64_t>(contents.token_vocabulary_size);
+    prefix.push_back(
+        static_cast<std::uint32_t>(static_cast<std::uint64_t>(stored) + (stored < 0 ? 0 : above)));
+    if (stored < 0) prefix.back() = ~prefix.back();
+  }
+  for (const std::uint32_t token : contents.last_token)
+    last_token.push_back(static_cast<std::uint16_t>(token));
+  dataset("/prefix", H5T_NATIVE_UINT32, prefix.data());
+  dataset("/last_token", H5T_NATIVE_UINT16, last_token.data());
   dataset("/length", H5T_NATIVE_UINT8, contents.length.data());
   dataset("/count", H5T_NATIVE_UINT64, contents.count.data());
   file.close();

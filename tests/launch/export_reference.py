@@ -74,9 +74,10 @@ def read_fgrams(path, description):
     """{tuple of tokens} of the f-grams that the model uses."""
     with h5py.File(path) as file:
         prefix, last = file["prefix"][:description["size"]], file["last_token"][:description["size"]]
+        vocabulary_size = int(file.attrs["vocabulary_size"])
     fgrams = []
     for before, token in zip(prefix.tolist(), last.tolist()):
-        fgrams.append((fgrams[before] if before >= 0 else (-1 - before,)) + (token,))
+        fgrams.append((fgrams[before - vocabulary_size] if before >= vocabulary_size else (before,)) + (token,))
     return {fgram for fgram in fgrams if len(fgram) <= description["max_length"]}
 
 

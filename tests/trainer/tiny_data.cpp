@@ -23,8 +23,7 @@ TinyData::TinyData(int special_tokens) {
   options.min_count = 2;
   const TokenCorpus corpus({folder_ / "train.h5"});
   const auto self = make_self_communicator();
-  FgramVocabulary(build_fgram_vocabulary(*self, corpus, options).contents)
-      .save(folder_ / "fgrams.h5");
+  build_fgram_vocabulary(*self, corpus, options, folder_ / "fgrams.h5");
 }
 
 RunConfig TinyData::run(const std::string& name, std::int64_t fgram_layers) const {

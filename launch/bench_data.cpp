@@ -1,0 +1,102 @@
+#include "launch/bench_data.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "parallel/error.h"
+
+namespace scone {
+namespace {
+
+struct Part {
+  const char* name;
+  nlohmann::json (*run)(const BenchDataOptions&, CommandContext&);
+};
+
+constexpr Part parts[] = {
+    {"counting", bench_counting},
+    {"matching", bench_matching},
+};
+
+std::vector<std::string> part_names() {
+  std::vector<std::string> names;
+  for (const Part& part : parts) names.emplace_back(part.name);
+  return names;
+}
+
+}  // namespace
+
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+void print_bench_line(const CommandContext& context, const std::string& line) {
+  if (!context.is_root() || context.json) return;
+  fmt::print("{}\n", line);
+  std::fflush(stdout);
+}
+
+BenchFolder::BenchFolder(const std::string& parent) {
+  const std::filesystem::path folder =
+      parent.empty() ? std::filesystem::temp_directory_path() : std::filesystem::path(parent);
+  std::string name = (folder / "scone-bench-XXXXXX").string();
+  if (::mkdtemp(name.data()) == nullptr) {
+    throw InputError(fmt::format("{}: no folder can be made in it: {}; give --folder another",
+                                 folder.string(), std::strerror(errno)));
+  }
+  path_ = name;
+}
+
+BenchFolder::~BenchFolder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+void add_bench_data(CLI::App& bench, Action& action) {
+  auto options = std::make_shared<BenchDataOptions>();
+  auto chosen = std::make_shared<std::vector<std::string>>(part_names());
+  CLI::App* data = bench.add_subcommand(
+      "data", "Counting n-grams and matching f-grams, beside the plain way; on one rank");
+  data->fallthrough();
+  data->add_option("data", options->data, "Token shards, or folders of them (DIR/train)")
+      ->required();
+  data->add_option("--parts", *chosen, "Which of them")
+      ->check(CLI::IsMember(part_names()))
+      ->delimiter(',')
+      ->capture_default_str();
+  data->add_option("--memory", options->memory, "Memory for counting, such as 1G")
+      ->capture_default_str();
+  data->add_option("--fgrams", options->fgrams, "Sizes of the vocabularies matched with")
+      ->delimiter(',')
+      ->capture_default_str();
+  data->add_option("--max-length", options->max_length, "Longest n-gram in tokens")
+      ->capture_default_str();
+  data->add_option("--min-count", options->min_count, "Least number of occurrences")
+      ->capture_default_str();
+  data->add_option("--rounds", options->rounds, "Rounds of each measurement, in turns")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  data->add_option("--folder", options->folder, "For temporary files (default: the system's)");
+  data->callback([options, chosen, &action] {
+    action = [options, chosen](CommandContext& context) {
+      if (context.world.size() > 1) throw InputError("bench data: expected one rank");
+      nlohmann::json result = nlohmann::json::object();
+      for (const Part& part : parts) {
+        if (std::find(chosen->begin(), chosen->end(), part.name) == chosen->end()) continue;
+        result[part.name] = part.run(*options, context);
+      }
+      context.print_result(result);
+      return 0;
+    };
+  });
+}
+
+}  // namespace scone
