@@ -10,6 +10,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "data/shard_list.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -37,20 +38,25 @@ void sync_file(const fs::path& file) {
   }
 }
 
-/// Replaces the shards of `target` by those of `made`; a folder left empty goes.
+/// Replaces the shards of `target`, and their list, by those of `made`; a folder left empty goes.
 void publish_shards(const fs::path& made, const fs::path& target) {
   if (fs::is_directory(target)) {
+    fs::remove(target / kShardListName);
     for (const auto& entry : fs::directory_iterator(target)) {
       if (entry.path().extension() == ".h5") fs::remove(entry.path());
     }
   }
   fs::create_directories(target);
-  bool any = false;
   for (const auto& entry : fs::directory_iterator(made)) {
-    fs::rename(entry.path(), target / entry.path().filename());
-    any = true;
+    if (entry.path().extension() == ".h5")
+      fs::rename(entry.path(), target / entry.path().filename());
   }
-  if (!any && fs::is_empty(target)) fs::remove(target);
+  // The list comes last: while it is not there, nothing is expected of the folder.
+  if (fs::exists(made / kShardListName)) {
+    fs::rename(made / kShardListName, target / kShardListName);
+  } else if (fs::is_empty(target)) {
+    fs::remove(target);
+  }
 }
 
 const char* tokenizer_name(const fs::path& file) {
@@ -96,6 +102,9 @@ void DatasetFolder::copy_tokenizer(const fs::path& file) {
 
 void DatasetFolder::publish() {
   try {
+    for (const auto& folder : {train(), validation()}) {
+      if (!fs::is_empty(folder)) write_shard_list(folder);
+    }
     for (const auto& entry : fs::recursive_directory_iterator(staging_)) {
       if (entry.is_regular_file()) sync_file(entry.path());
     }

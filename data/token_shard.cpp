@@ -16,16 +16,6 @@ namespace {
 
 constexpr std::int64_t format_version = 1;
 
-/// 16 hex digits of XXH3-64 over the two pieces, one after the other.
-std::string checksum_of(std::span<const std::byte> tokens, std::span<const std::byte> offsets) {
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
-                                                                              XXH3_freeState);
-  XXH3_64bits_reset(state.get());
-  XXH3_64bits_update(state.get(), tokens.data(), tokens.size());
-  XXH3_64bits_update(state.get(), offsets.data(), offsets.size());
-  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
-}
-
 std::string space_left(const std::filesystem::path& folder) {
   std::error_code error;
   const auto space = std::filesystem::space(folder, error);
@@ -34,6 +24,15 @@ std::string space_left(const std::filesystem::path& folder) {
 }
 
 }  // namespace
+
+std::string shard_checksum(std::span<const std::byte> tokens, std::span<const std::byte> offsets) {
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                              XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  XXH3_64bits_update(state.get(), tokens.data(), tokens.size());
+  XXH3_64bits_update(state.get(), offsets.data(), offsets.size());
+  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
+}
 
 TokenShardWriter::TokenShardWriter(std::filesystem::path folder, ShardTokenizer tokenizer,
                                    std::int64_t shard_tokens)
@@ -88,7 +87,7 @@ void TokenShardWriter::write_shard() {
     file.set_attribute("tokens", tokens);
     file.set_attribute("documents", offsets - 1);
     file.set_attribute("text_bytes", shard_text_bytes_);
-    file.set_attribute("checksum", checksum_of(token_bytes, std::as_bytes(std::span(offsets_))));
+    file.set_attribute("checksum", shard_checksum(token_bytes, std::as_bytes(std::span(offsets_))));
     file.write("/tokens", is_short ? H5T_NATIVE_UINT16 : H5T_NATIVE_UINT32, {tokens}, data);
     file.write("/document_offsets", H5T_NATIVE_INT64, {offsets}, offsets_.data());
     file.close();

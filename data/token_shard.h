@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -14,6 +15,9 @@ struct ShardTokenizer {
   std::int64_t vocabulary_size = 0;
   std::int32_t end_of_document = -1;  // -1: none
 };
+
+/// 16 hex digits of XXH3-64 over the bytes of a shard's tokens, then those of its document offsets.
+std::string shard_checksum(std::span<const std::byte> tokens, std::span<const std::byte> offsets);
 
 /// Totals of what a writer was given.
 struct ShardTotals {
