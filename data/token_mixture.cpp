@@ -91,14 +91,11 @@ std::string TokenMixture::fingerprint() const {
 SampleOrder::SampleOrder(const TokenMixture& mixture, std::int64_t sequence_length,
                          std::uint64_t seed, bool shuffle)
     : seed_(seed), shuffle_(shuffle) {
-  std::int64_t slots = 0;
   for (std::int64_t c = 0; c < mixture.size(); ++c) {
     Corpus corpus;
     // A window has at least one position whose target is inside the corpus.
     corpus.samples = (mixture.corpus(c).tokens() - 1 + sequence_length - 1) / sequence_length;
     corpus.share = mixture.share(c);
-    corpus.first_slot = slots;
-    slots += corpus.share;
     samples_ += corpus.samples;
     corpora_.push_back(corpus);
   }
@@ -114,22 +111,30 @@ std::int64_t SampleOrder::shuffled(std::int64_t corpus, std::int64_t epoch, std:
   return from.order(place);
 }
 
+void SampleOrder::deal_round(std::int64_t round) {
+  std::vector<std::int32_t> corpus_of_slot;
+  for (std::size_t c = 0; c < corpora_.size(); ++c)
+    corpus_of_slot.insert(corpus_of_slot.end(), static_cast<std::size_t>(corpora_[c].share),
+                          static_cast<std::int32_t>(c));
+  const SamplePermutation order(seed_ ^ kRoundSeed, round, TokenMixture::round_samples);
+  std::vector<std::int32_t> drawn(corpora_.size());
+  draws_.clear();
+  for (std::int64_t place = 0; place < TokenMixture::round_samples; ++place) {
+    const std::int32_t corpus = corpus_of_slot[static_cast<std::size_t>(order(place))];
+    draws_.push_back({corpus, drawn[static_cast<std::size_t>(corpus)]++});
+  }
+  round_ = round;
+}
+
 SampleOrder::Place SampleOrder::at(std::int64_t epoch, std::int64_t place) {
   if (corpora_.size() == 1) return {0, shuffled(0, epoch, place)};
-  const std::int64_t drawn = epoch * samples_ + place;
-  const std::int64_t round = drawn / TokenMixture::round_samples;
-  if (round_ != round) {
-    round_order_ = SamplePermutation(seed_ ^ kRoundSeed, round, TokenMixture::round_samples);
-    round_ = round;
-  }
-  const std::int64_t slot = round_order_(drawn % TokenMixture::round_samples);
-  const auto next = std::upper_bound(
-      corpora_.begin(), corpora_.end(), slot,
-      [](std::int64_t wanted, const Corpus& corpus) { return wanted < corpus.first_slot; });
-  const Corpus& corpus = *(next - 1);
-  const std::int64_t before = round * corpus.share + slot - corpus.first_slot;
-  const std::int64_t index = next - 1 - corpora_.begin();
-  return {index, shuffled(index, before / corpus.samples, before % corpus.samples)};
+  const std::int64_t global = epoch * samples_ + place;
+  const std::int64_t round = global / TokenMixture::round_samples;
+  if (round_ != round) deal_round(round);
+  const Draw& draw = draws_[static_cast<std::size_t>(global % TokenMixture::round_samples)];
+  const Corpus& corpus = corpora_[static_cast<std::size_t>(draw.corpus)];
+  const std::int64_t before = round * corpus.share + draw.before;
+  return {draw.corpus, shuffled(draw.corpus, before / corpus.samples, before % corpus.samples)};
 }
 
 }  // namespace scone

@@ -56,10 +56,10 @@ class TokenMixture {
 ///
 /// One corpus: an epoch holds every sample once, in the order of a counter-based permutation by
 /// (seed, epoch). Several: place g since the beginning lies in round g / round_samples; a
-/// permutation by (seed, round) deals the round's places out by share, which says how often the
-/// corpus was drawn before, and with that the corpus' own epoch and place in it, as for one corpus.
-/// So each corpus is passed through whole before any of its samples comes again, at the pace that
-/// its weight gives it; an epoch of the mixture is as many samples as all corpora hold together.
+/// permutation by (seed, round) deals the round's places out by share, which says how often each
+/// corpus was drawn before g, and with that the corpus' own epoch and the place in it, as for one
+/// corpus. So a corpus is passed through whole before any of its samples comes again, at the pace
+/// that its weight gives it; an epoch of the mixture is as many samples as all corpora hold.
 class SampleOrder {
  public:
   struct Place {
@@ -76,7 +76,7 @@ class SampleOrder {
 
  private:
   struct Corpus {
-    std::int64_t samples = 0, share = 0, first_slot = 0;
+    std::int64_t samples = 0, share = 0;
     std::int64_t epoch = -1;  // of `order`
     SamplePermutation order{0, 0, 1};
   };
@@ -86,8 +86,12 @@ class SampleOrder {
   bool shuffle_;
   std::int64_t samples_ = 0;
   std::vector<Corpus> corpora_;
-  std::int64_t round_ = -1;  // of `round_order_`
-  SamplePermutation round_order_{0, 0, 1};
+  struct Draw {
+    std::int32_t corpus, before;  // and how often it was drawn before in the round
+  };
+  void deal_round(std::int64_t round);
+  std::int64_t round_ = -1;  // of `draws_`
+  std::vector<Draw> draws_;  // by place in the round
 };
 
 }  // namespace scone

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "data/hdf5_file.h"
+#include "data/shard_list.h"
 #include "data/token_shard.h"
 #include "parallel/error.h"
 #include "shard_writer.h"
@@ -243,6 +245,91 @@ TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
   EXPECT_THAT(error_of({good, folder / "other.h5"}), HasSubstr("1111"));
   write_shard(folder / "bigger.h5", {{1}}, 11, "00ff00ff00ff00ff");
   EXPECT_THAT(error_of({good, folder / "bigger.h5"}), HasSubstr("11 tokens"));
+}
+
+class ListedShardsTest : public ::testing::Test {
+ protected:
+  ListedShardsTest() {
+    write_shards(folder_.path(), random_documents(6, 100, 30, 500), 500, 300);
+    write_shard_list(folder_.path());
+  }
+  std::filesystem::path shard(int number) const {
+    return folder_ / ("shard-0000" + std::to_string(number) + ".h5");
+  }
+  /// Changes a token in place, and nothing that the shard says of itself.
+  void change_token(int number) const {
+    const std::int64_t offset = Hdf5File::open(shard(number)).dataset_offset("tokens");
+    std::fstream file(shard(number), std::ios::binary | std::ios::in | std::ios::out);
+    file.seekg(offset);
+    const int old = file.get();
+    file.seekp(offset);
+    file.put(static_cast<char>(old ^ 1));
+  }
+
+  ScratchFolder folder_;
+};
+
+TEST_F(ListedShardsTest, NamesEachShardThatIsMissingChangedOrNew) {
+  ASSERT_GT(TokenCorpus({folder_.path()}).shards().size(), 3u);
+  EXPECT_EQ(error_of({folder_.path()}), "no InputError");
+  std::filesystem::remove(shard(1));
+  change_token(2);
+  write_shards(folder_ / "other", {{1, 2, 3}}, 500, 100);
+  std::filesystem::rename(folder_ / "other/shard-00000.h5", folder_ / "extra.h5");
+  const std::string error = error_of({folder_.path()});
+  EXPECT_THAT(error, HasSubstr("shard-00001.h5: missing"));
+  EXPECT_THAT(error, HasSubstr("shard-00002.h5: changed"));
+  EXPECT_THAT(error, HasSubstr("extra.h5: not among them"));
+  EXPECT_THAT(error, ::testing::Not(HasSubstr("shard-00000.h5")));
+  EXPECT_THAT(error, HasSubstr("--allow-changed-data"));
+
+  const TokenCorpus allowed({folder_.path()}, ChangedShards::allow);
+  EXPECT_EQ(allowed.changes().size(), 3u);
+  // A shard by its name is taken as it is.
+  EXPECT_EQ(error_of({shard(0), shard(2)}), "no InputError");
+}
+
+TEST_F(ListedShardsTest, ACopyIsNoChange) {
+  const ScratchFolder copies;
+  const std::filesystem::path copy = copies / "copy";
+  std::filesystem::copy(folder_.path(), copy);
+  // Newer than the list, so they are hashed again.
+  const auto later = std::filesystem::file_time_type::clock::now() + std::chrono::hours(1);
+  for (const auto& entry : std::filesystem::directory_iterator(copy))
+    if (entry.path().extension() == ".h5") std::filesystem::last_write_time(entry.path(), later);
+  EXPECT_EQ(error_of({copy}), "no InputError");
+  EXPECT_EQ(TokenCorpus({copy}).fingerprint(), TokenCorpus({folder_.path()}).fingerprint());
+}
+
+TEST_F(ListedShardsTest, RefusesADamagedList) {
+  std::ofstream(folder_ / kShardListName) << "{\"format\": \"scone-shards\"}";
+  EXPECT_THAT(error_of({folder_.path()}), HasSubstr("shards.json"));
+}
+
+TEST(ShardChanges, TellsMovedShardsAndAnotherOrder) {
+  const std::vector<ListedShard> before = {{"a/0", 5, "x"}, {"a/1", 6, "y"}, {"a/2", 6, "y"}};
+  const std::vector<ListedShard> moved = {{"b/0", 5, "x"}, {"b/1", 6, "y"}, {"b/2", 6, "y"}};
+  EXPECT_TRUE(shard_changes(before, before).empty());
+  EXPECT_TRUE(shard_changes(before, moved).empty());
+  EXPECT_THAT(shard_changes(before, {moved[0], moved[1]}),
+              ::testing::ElementsAre(HasSubstr("a/2: missing")));
+  EXPECT_THAT(shard_changes(before, {before[1], before[0], before[2]}),
+              ::testing::ElementsAre(HasSubstr("another order")));
+}
+
+TEST(TokenCorpus, NamesEveryShardOfAnotherTokenizer) {
+  const ScratchFolder folder;
+  write_shard(folder / "a.h5", {{1}}, 10, "1111");
+  write_shard(folder / "b.h5", {{1}}, 10, "2222");
+  write_shard(folder / "c.h5", {{1}}, 10, "3333");
+  std::ofstream(folder / "d.txt") << "text";
+  const std::string error = error_of({folder.path()});
+  EXPECT_THAT(error, HasSubstr("b.h5: tokenized with tokenizer 2222"));
+  EXPECT_THAT(error, HasSubstr("c.h5: tokenized with tokenizer 3333"));
+  for (const char* name : {"e.h5", "f.h5"}) std::ofstream(folder / name) << "no HDF5";
+  const std::string broken = error_of({folder.path()});
+  EXPECT_THAT(broken, HasSubstr("e.h5"));
+  EXPECT_THAT(broken, HasSubstr("f.h5"));
 }
 
 }  // namespace
