@@ -138,8 +138,11 @@ class BatchMaker {
 
   std::int64_t samples() const { return samples_; }
 
-  Batch make() {
-    Batch batch;
+  /// `batch`: one that is no longer used, whose memory is taken over.
+  Batch make(Batch batch) {
+    batch.fgrams.clear();
+    batch.local_targets = 0;
+    batch.plan = {};
     try {
       // At the beginning for several batches, then for the one that comes into reach.
       const std::int64_t reach = made_ + 1 + options_.prefetch + options_.read_ahead;
@@ -190,7 +193,7 @@ class BatchMaker {
     batch.tokens.resize(positions);
     batch.targets.resize(positions);
     batch.attention_start.resize(positions);
-    batch.match.assign(positions, -1);
+    if (vocabulary_) batch.match.assign(positions, -1);
     batch.row_of_position.assign(positions, -1);
     std::int64_t sequence = 0;
     for (const SampleOrder::Place& place : take_samples(next_))
@@ -204,14 +207,12 @@ class BatchMaker {
     const std::int64_t first = place.sample * length;
     // Positions that have a target in the corpus; the rest of the last window is padding.
     const std::int64_t used = std::min(length, corpus.tokens() - 1 - first);
-    window_.resize(static_cast<std::size_t>(used) + 1);
-    corpus.read(first, window_);
     const std::int64_t base = sequence * length;
     std::int32_t* const tokens = batch.tokens.data() + base;
     std::int32_t* const targets = batch.targets.data() + base;
     std::int32_t* const attention_start = batch.attention_start.data() + base;
-    std::copy_n(window_.begin(), used, tokens);
-    std::copy_n(window_.begin() + 1, used, targets);
+    const std::span inputs(tokens, static_cast<std::size_t>(used));
+    corpus.read_window(first, inputs, {targets, inputs.size()});
     std::fill(tokens + used, tokens + length, 0);
     std::fill(targets + used, targets + length, -1);
     batch.local_targets += used;
@@ -226,7 +227,7 @@ class BatchMaker {
       if (vocabulary_) {
         const auto piece = static_cast<std::size_t>(end - begin);
         vocabulary_->match(
-            std::span(window_).subspan(static_cast<std::size_t>(begin), piece),
+            inputs.subspan(static_cast<std::size_t>(begin), piece),
             std::span(batch.match).subspan(static_cast<std::size_t>(base + begin), piece));
       }
       if (!across) {
@@ -290,7 +291,6 @@ class BatchMaker {
   DataState asked_;  // where the first batch begins that was not asked for
   std::int64_t made_ = 0, asked_batches_ = 0;
   const std::int64_t first_slot_, last_slot_;  // this rank's of the global batch
-  std::vector<std::int32_t> window_;
   std::vector<std::uint8_t> cell_;
 };
 
@@ -317,6 +317,7 @@ struct BatchStream::State {
   }
 
   void prepare() {
+    Batch used;
     try {
       for (;;) {
         {
@@ -324,8 +325,13 @@ struct BatchStream::State {
           changed.wait(lock, [this] { return stopping || made < allowed; });
           if (stopping && (planner == nullptr || made == allowed)) return;
           ++made;
+          used = {};
+          if (!done_with.empty()) {
+            used = std::move(done_with.back());
+            done_with.pop_back();
+          }
         }
-        Batch batch = maker.make();
+        Batch batch = maker.make(std::move(used));
         const std::lock_guard lock(mutex);
         ready.push_back(std::move(batch));
         changed.notify_all();
@@ -343,6 +349,7 @@ struct BatchStream::State {
   std::condition_variable changed;
   std::int64_t made = 0, allowed;  // batches begun, and those that next() has made room for
   std::deque<Batch> ready;
+  std::vector<Batch> done_with;  // given back by next(), for their memory
   std::exception_ptr error;
   bool stopping = false;
   double wait_seconds = 0;
@@ -358,17 +365,23 @@ BatchStream::BatchStream(const TokenMixture& mixture, const FgramVocabulary* voc
 BatchStream::~BatchStream() = default;
 
 Batch BatchStream::next() {
+  Batch batch;
+  next(batch);
+  return batch;
+}
+
+void BatchStream::next(Batch& batch) {
   const auto begin = std::chrono::steady_clock::now();
   std::unique_lock lock(state_->mutex);
   state_->changed.wait(lock, [this] { return !state_->ready.empty() || state_->error; });
   state_->wait_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (state_->ready.empty()) std::rethrow_exception(state_->error);
-  Batch batch = std::move(state_->ready.front());
+  if (!batch.tokens.empty()) state_->done_with.push_back(std::move(batch));
+  batch = std::move(state_->ready.front());
   state_->ready.pop_front();
   ++state_->allowed;
   state_->changed.notify_all();
-  return batch;
 }
 
 double BatchStream::last_wait_seconds() const { return state_->wait_seconds; }

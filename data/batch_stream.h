@@ -78,6 +78,9 @@ class BatchStream {
   ~BatchStream();
   /// The next batch; waits where it is not ready. Errors of the preparing thread are rethrown here.
   Batch next();
+  /// The same, into `batch`, a batch that is no longer used or an empty one; its memory is used
+  /// again, which spares the system fresh pages for every batch.
+  void next(Batch& batch);
   double last_wait_seconds() const;
   std::int64_t samples_per_epoch() const;
 

@@ -67,8 +67,15 @@ const char* tokenizer_name(const fs::path& file) {
 
 }  // namespace
 
-DatasetFolder::DatasetFolder(const fs::path& output)
-    : output_(output), staging_(output / ".tokenize.partial") {
+DatasetFolder::DatasetFolder(const fs::path& output, Joined)
+    : output_(output), staging_(output / ".tokenize.partial"), joined_(true) {}
+
+std::unique_ptr<DatasetFolder> DatasetFolder::join(const fs::path& output) {
+  return std::unique_ptr<DatasetFolder>(new DatasetFolder(output, Joined()));
+}
+
+DatasetFolder::DatasetFolder(const fs::path& output) : DatasetFolder(output, Joined()) {
+  joined_ = false;
   std::error_code error;
   if (fs::exists(output, error) && !fs::is_directory(output, error)) {
     cannot_write(output, "a file");
@@ -78,6 +85,7 @@ DatasetFolder::DatasetFolder(const fs::path& output)
   fs::remove_all(staging_, error);  // of a run that was killed
   if (!error) fs::create_directories(train(), error);
   if (!error) fs::create_directories(validation(), error);
+  if (!error) fs::create_directories(spill(), error);
   if (error) {
     std::error_code ignored;
     if (made_output_) fs::remove(output, ignored);
@@ -86,6 +94,7 @@ DatasetFolder::DatasetFolder(const fs::path& output)
 }
 
 DatasetFolder::~DatasetFolder() {
+  if (joined_) return;
   std::error_code ignored;
   fs::remove_all(staging_, ignored);
   if (made_output_ && fs::is_empty(output_, ignored)) fs::remove(output_, ignored);

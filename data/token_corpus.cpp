@@ -212,6 +212,21 @@ std::vector<Shard> open_shards(const std::vector<std::filesystem::path>& paths) 
   return shards;
 }
 
+/// body(tokens), where they begin as uint16 or uint32 at token `begin` of the shard.
+template <class Body>
+std::uint32_t with_tokens(const Shard& shard, std::int64_t begin, const Body& body) {
+  return shard.token_bytes == 2
+             ? body(reinterpret_cast<const std::uint16_t*>(shard.tokens) + begin)
+             : body(reinterpret_cast<const std::uint32_t*>(shard.tokens) + begin);
+}
+
+void check_ids(const Shard& shard, std::uint32_t largest, std::int64_t begin, std::int64_t end) {
+  if (largest < static_cast<std::uint64_t>(shard.info.vocabulary_size)) return;
+  throw InputError(fmt::format(
+      "{}: token id {} between tokens {} and {}, but the vocabulary has {}; the shard is damaged",
+      shard.info.path.string(), largest, begin, end, shard.info.vocabulary_size));
+}
+
 /// The shard that holds `value` of an ascending member: the last one that does not begin after it.
 const Shard& shard_of(const std::vector<Shard>& shards, std::int64_t Shard::*first,
                       std::int64_t value) {
@@ -288,32 +303,58 @@ void TokenCorpus::read(std::int64_t first, std::span<std::int32_t> out) const {
         fmt::format("tokens {}..{} of a corpus of {}", first, first + count, tokens()));
   if (count == 0) return;
   const Shard* shard = &shard_of(state_->shards, &Shard::first_token, first);
-  std::int64_t done = 0;
-  for (; done < count; ++shard) {
+  for (std::int64_t done = 0; done < count; ++shard) {
     const std::int64_t begin = first + done - shard->first_token;
     const std::int64_t here = std::min(count - done, shard->info.tokens - begin);
     if (here <= 0) continue;
     std::int32_t* target = out.data() + done;
-    std::uint32_t largest = 0;
-    auto copy = [&](const auto* source) {
+    const std::uint32_t largest = with_tokens(*shard, begin, [&](const auto* source) {
+      std::uint32_t most = 0;
       for (std::int64_t i = 0; i < here; ++i) {
-        const std::uint32_t id = source[begin + i];
+        const std::uint32_t id = source[i];
         target[i] = static_cast<std::int32_t>(id);
-        largest = std::max(largest, id);
+        most = std::max(most, id);
       }
-    };
-    if (shard->token_bytes == 2) {
-      copy(reinterpret_cast<const std::uint16_t*>(shard->tokens));
-    } else {
-      copy(reinterpret_cast<const std::uint32_t*>(shard->tokens));
-    }
-    if (largest >= static_cast<std::uint64_t>(shard->info.vocabulary_size))
-      throw InputError(fmt::format(
-          "{}: token id {} between tokens {} and {}, but the vocabulary has {}; the shard is "
-          "damaged",
-          shard->info.path.string(), largest, begin, begin + here, shard->info.vocabulary_size));
+      return most;
+    });
+    check_ids(*shard, largest, begin, begin + here);
     done += here;
   }
+}
+
+void TokenCorpus::read_window(std::int64_t first, std::span<std::int32_t> inputs,
+                              std::span<std::int32_t> targets) const {
+  const auto count = static_cast<std::int64_t>(inputs.size());
+  if (count == 0) return;
+  const Shard* shard = nullptr;
+  if (first >= 0 && first + count < tokens())
+    shard = &shard_of(state_->shards, &Shard::first_token, first);
+  if (shard == nullptr || first + count >= shard->first_token + shard->info.tokens) {
+    // Across shards, or out of range.
+    read(first, inputs);
+    std::copy(inputs.begin() + 1, inputs.end(), targets.begin());
+    read(first + count, targets.last(1));
+    return;
+  }
+  const std::int64_t begin = first - shard->first_token;
+  std::int32_t* const input = inputs.data();
+  std::int32_t* const target = targets.data();
+  const std::uint32_t largest = with_tokens(*shard, begin, [&](const auto* source) {
+    // Two passes over pieces that stay in the nearest cache: each is a plain vector loop, the
+    // comparison in the stored type.
+    constexpr std::int64_t piece = 4096;
+    auto most = source[count];
+    for (std::int64_t at = 0; at < count; at += piece) {
+      const std::int64_t end = std::min(count, at + piece);
+      for (std::int64_t i = at; i < end; ++i) most = std::max(most, source[i]);
+      for (std::int64_t i = at; i < end; ++i) {
+        input[i] = static_cast<std::int32_t>(source[i]);
+        target[i] = static_cast<std::int32_t>(source[i + 1]);
+      }
+    }
+    return std::uint32_t{most};
+  });
+  check_ids(*shard, largest, begin, begin + count + 1);
 }
 
 void TokenCorpus::will_read(std::int64_t first, std::int64_t count) const {

@@ -54,6 +54,10 @@ class TokenCorpus {
   /// out[i] = token first + i. Throws std::out_of_range; InputError at an id >= vocabulary_size,
   /// naming the shard.
   void read(std::int64_t first, std::span<std::int32_t> out) const;
+  /// The window inputs[i] = token first + i, and the one after it: targets[i] = token first + i
+  /// + 1. Of one size. Throws as read() does.
+  void read_window(std::int64_t first, std::span<std::int32_t> inputs,
+                   std::span<std::int32_t> targets) const;
   /// Begins reading tokens first, .., first + count - 1 from disk, one request for each shard that
   /// they lie in, without waiting. What lies outside the corpus is left out.
   void will_read(std::int64_t first, std::int64_t count) const;

@@ -35,8 +35,11 @@ std::string shard_checksum(std::span<const std::byte> tokens, std::span<const st
 }
 
 TokenShardWriter::TokenShardWriter(std::filesystem::path folder, ShardTokenizer tokenizer,
-                                   std::int64_t shard_tokens)
-    : folder_(std::move(folder)), tokenizer_(std::move(tokenizer)), shard_tokens_(shard_tokens) {
+                                   std::int64_t shard_tokens, std::int64_t first_shard)
+    : folder_(std::move(folder)),
+      tokenizer_(std::move(tokenizer)),
+      shard_tokens_(shard_tokens),
+      first_shard_(first_shard) {
   // A file that could not be closed on a full disk makes the library's own exit handler crash;
   // this program closes its files by itself. No effect once the library is in use.
   H5dont_atexit();
@@ -45,7 +48,7 @@ TokenShardWriter::TokenShardWriter(std::filesystem::path folder, ShardTokenizer 
 
 void TokenShardWriter::add(std::span<const std::int32_t> tokens, std::int64_t text_bytes) {
   const auto count = static_cast<std::int64_t>(tokens.size());
-  if (offsets_.size() > 1 && offsets_.back() + count > shard_tokens_) write_shard();
+  if (offsets_.size() > 1 && count > shard_tokens_ - offsets_.back()) write_shard();
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= tokenizer_.vocabulary_size) {
       throw std::logic_error(fmt::format("token id {} of a tokenizer with a vocabulary of {}",
@@ -76,7 +79,8 @@ void TokenShardWriter::write_shard() {
       is_short ? std::as_bytes(std::span(short_tokens_)) : std::as_bytes(std::span(long_tokens_));
   const std::int64_t tokens = offsets_.back();
   const auto offsets = static_cast<std::int64_t>(offsets_.size());
-  const std::filesystem::path path = folder_ / fmt::format("shard-{:05}.h5", totals_.shards);
+  const std::filesystem::path path =
+      folder_ / fmt::format("shard-{:05}.h5", first_shard_ + totals_.shards);
   try {
     Hdf5File file = Hdf5File::create(path);
     file.set_attribute("format", "scone-tokens");

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/bench_checkpoint.h"
+#include "launch/bench_data.h"
 #include "launch/bench_parallel.h"
 #include "launch/command.h"
 #include "parallel/error.h"
@@ -46,12 +47,34 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
   return 0;
 }
 
+struct DataArguments {
+  std::string data, text, tokenizer;
+};
+
+int run_data(const DataArguments& arguments, CommandContext& context) {
+  nlohmann::json result;
+  if (!arguments.data.empty()) result["reading"] = bench_data_reading(context, arguments.data);
+  context.print_result(result);
+  return 0;
+}
+
+void add_data(CLI::App& bench, Action& action) {
+  auto arguments = std::make_shared<DataArguments>();
+  CLI::App* data = bench.add_subcommand("data", "Reading batches and tokenizing");
+  data->fallthrough();
+  data->add_option("--data", arguments->data, "Folder of token shards: reading batches");
+  data->callback([arguments, &action] {
+    action = [arguments](CommandContext& context) { return run_data(*arguments, context); };
+  });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Speed of the parts on this machine");
   bench->require_subcommand(1);
   add_bench_checkpoint(*bench, action);
+  add_data(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
       "parallel",
