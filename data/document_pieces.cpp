@@ -50,6 +50,18 @@ std::unique_ptr<TextSource> TextPieces::long_text(std::int64_t piece) const {
   return of.is_long ? std::make_unique<TextSource>(source_.piece(of)) : nullptr;
 }
 
+std::pair<std::int64_t, std::int64_t> pieces_of_rank(const DocumentPieces& pieces, int rank,
+                                                     int ranks) {
+  std::int64_t total = 0;
+  for (std::int64_t p = 0; p < pieces.count(); ++p) total += pieces.bytes(p);
+  const auto first_of = [&](int of) {
+    std::int64_t p = 0, before = 0;
+    while (p < pieces.count() && before < total / ranks * of) before += pieces.bytes(p++);
+    return of == ranks ? pieces.count() : p;
+  };
+  return {first_of(rank), first_of(rank + 1)};
+}
+
 TextCounts encode_pieces(const DocumentPieces& pieces, std::int64_t first, std::int64_t last,
                          int threads, const std::function<void(EncodedDocument&&)>& sink,
                          const std::function<void(std::int64_t)>& after_piece) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "data/document_encoder.h"
@@ -50,6 +51,10 @@ class TextPieces : public DocumentPieces {
   std::vector<TextPiece> pieces_;
   DocumentTextEncoder encoder_;
 };
+
+/// The pieces [first, last) of one rank of several: about as many bytes as every other's.
+std::pair<std::int64_t, std::int64_t> pieces_of_rank(const DocumentPieces& pieces, int rank,
+                                                     int ranks);
 
 /// Makes pieces first, .., last - 1 on `threads` threads (at least 1) and hands their documents to
 /// `sink`, on the calling thread, in their order; returns what was read. About 64 MB of input, or

@@ -164,19 +164,6 @@ std::unique_ptr<DocumentPieces> open_token_files(const std::vector<std::filesyst
   return pieces;
 }
 
-/// The pieces of one rank: about as many bytes as every other rank's.
-std::pair<std::int64_t, std::int64_t> pieces_of_rank(const DocumentPieces& pieces, int rank,
-                                                     int ranks) {
-  std::int64_t total = 0;
-  for (std::int64_t p = 0; p < pieces.count(); ++p) total += pieces.bytes(p);
-  const auto first_of = [&](int of) {
-    std::int64_t p = 0, before = 0;
-    while (p < pieces.count() && before < total / ranks * of) before += pieces.bytes(p++);
-    return of == ranks ? pieces.count() : p;
-  };
-  return {first_of(rank), first_of(rank + 1)};
-}
-
 /// Encodes a rank's pieces into `sink`, with progress from rank 0.
 TextCounts encode(const DocumentPieces& pieces, std::pair<std::int64_t, std::int64_t> own,
                   int threads, bool shows_progress,
