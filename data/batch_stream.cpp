@@ -146,8 +146,10 @@ class BatchMaker {
     try {
       // At the beginning for several batches, then for the one that comes into reach.
       const std::int64_t reach = made_ + 1 + options_.prefetch + options_.read_ahead;
-      for (; options_.read_ahead > 0 && asked_batches_ < reach; ++asked_batches_)
-        read_ahead_.ask(take_samples(asked_));
+      for (; asked_batches_ < reach; ++asked_batches_) {
+        coming_.push_back(take_samples(asked_));
+        if (options_.read_ahead > 0) read_ahead_.ask(coming_.back());
+      }
       ++made_;
       read(batch);
     } catch (...) {
@@ -196,8 +198,9 @@ class BatchMaker {
     if (vocabulary_) batch.match.assign(positions, -1);
     batch.row_of_position.assign(positions, -1);
     std::int64_t sequence = 0;
-    for (const SampleOrder::Place& place : take_samples(next_))
-      fill_sequence(place, sequence++, batch);
+    for (const SampleOrder::Place& place : coming_.front()) fill_sequence(place, sequence++, batch);
+    coming_.pop_front();
+    advance(next_, options_.batch_sequences);
     if (vocabulary_) number_rows(batch);
   }
 
@@ -217,13 +220,17 @@ class BatchMaker {
     std::fill(targets + used, targets + length, -1);
     batch.local_targets += used;
     const bool across = options_.attention_across_documents;
-    // Padding attends to padding only.
-    std::fill_n(attention_start, length, across ? 0 : static_cast<std::int32_t>(used));
+    if (across) {
+      std::fill_n(attention_start, length, 0);
+    } else {  // padding attends to padding only
+      std::fill(attention_start + used, attention_start + length, static_cast<std::int32_t>(used));
+    }
     if (across && vocabulary_ == nullptr) return;
-    for (std::int64_t begin = 0; begin < used;) {
+    corpus.document_ends(first, used, document_ends_);
+    std::int64_t begin = 0;
+    for (const std::int64_t document_end : document_ends_) {
       // One document's piece of the window: [begin, end).
-      const std::int64_t document_end = corpus.document_of(first + begin).end - first;
-      const std::int64_t end = std::min(document_end, used);
+      const std::int64_t end = std::min(document_end - first, used);
       if (vocabulary_) {
         const auto piece = static_cast<std::size_t>(end - begin);
         vocabulary_->match(
@@ -232,7 +239,7 @@ class BatchMaker {
       }
       if (!across) {
         std::fill(attention_start + begin, attention_start + end, static_cast<std::int32_t>(begin));
-        if (end == document_end) {  // the token after it is another document's
+        if (end == document_end - first) {  // the token after it is another document's
           targets[end - 1] = -1;
           --batch.local_targets;
         }
@@ -288,9 +295,11 @@ class BatchMaker {
   const std::int64_t samples_;
   DataState next_;
   ReadAhead read_ahead_;
-  DataState asked_;  // where the first batch begins that was not asked for
+  DataState asked_;  // where the first batch begins that is not among `coming_`
+  std::deque<std::vector<SampleOrder::Place>> coming_;  // samples of the next batches
   std::int64_t made_ = 0, asked_batches_ = 0;
   const std::int64_t first_slot_, last_slot_;  // this rank's of the global batch
+  std::vector<std::int64_t> document_ends_;
   std::vector<std::uint8_t> cell_;
 };
 
@@ -332,8 +341,10 @@ struct BatchStream::State {
           }
         }
         Batch batch = maker.make(std::move(used));
-        const std::lock_guard lock(mutex);
-        ready.push_back(std::move(batch));
+        {
+          const std::lock_guard lock(mutex);
+          ready.push_back(std::move(batch));
+        }
         changed.notify_all();
       }
     } catch (...) {
@@ -381,6 +392,7 @@ void BatchStream::next(Batch& batch) {
   batch = std::move(state_->ready.front());
   state_->ready.pop_front();
   ++state_->allowed;
+  lock.unlock();
   state_->changed.notify_all();
 }
 

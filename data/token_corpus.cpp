@@ -33,6 +33,18 @@ struct Shard {
     std::memcpy(&value, offsets + 8 * document, sizeof value);
     return value;
   }
+  /// The document that holds token `local` of the shard: the last one that begins there or before.
+  /// Of those that begin at one place the last is the one that is not empty.
+  std::int64_t find_document(std::int64_t local) const {
+    std::int64_t document = 0, beyond = info.documents;
+    while (beyond - document > 1) {
+      const std::int64_t middle = document + (beyond - document) / 2;
+      const bool before = offset(middle) <= local;
+      document = before ? middle : document;  // without a branch: it could not be foreseen
+      beyond = before ? beyond : middle;
+    }
+    return document;
+  }
   TokenCorpus::Range range(std::int64_t document) const {
     return {first_token + offset(document), first_token + offset(document + 1)};
   }
@@ -393,15 +405,28 @@ TokenCorpus::Range TokenCorpus::document_of(std::int64_t position) const {
   if (position < 0 || position >= tokens())
     throw std::out_of_range(fmt::format("token {} of a corpus of {}", position, tokens()));
   const Shard& shard = shard_of(state_->shards, &Shard::first_token, position);
-  // The last document that begins at `local` or before it; of those at one place the last is the
-  // one that is not empty.
-  const std::int64_t local = position - shard.first_token;
-  std::int64_t document = 0, beyond = shard.info.documents;
-  while (beyond - document > 1) {
-    const std::int64_t middle = document + (beyond - document) / 2;
-    (shard.offset(middle) <= local ? document : beyond) = middle;
+  return shard.range(shard.find_document(position - shard.first_token));
+}
+
+void TokenCorpus::document_ends(std::int64_t first, std::int64_t count,
+                                std::vector<std::int64_t>& ends) const {
+  ends.clear();
+  if (count == 0) return;
+  if (first < 0 || count > tokens() - first)
+    throw std::out_of_range(
+        fmt::format("tokens {}..{} of a corpus of {}", first, first + count, tokens()));
+  const std::int64_t beyond = first + count;
+  for (const Shard* shard = &shard_of(state_->shards, &Shard::first_token, first); first < beyond;
+       ++shard) {
+    if (first - shard->first_token >= shard->info.tokens) continue;  // an empty shard
+    for (std::int64_t d = shard->find_document(first - shard->first_token);
+         d < shard->info.documents && first < beyond; ++d) {
+      const std::int64_t end = shard->first_token + shard->offset(d + 1);
+      if (end == first) continue;  // an empty document
+      ends.push_back(end);
+      first = end;
+    }
   }
-  return shard.range(document);
 }
 
 TokenCorpus::Range TokenCorpus::document(std::int64_t index) const {

@@ -69,6 +69,9 @@ class TokenCorpus {
   };
   Range document_of(std::int64_t position) const;  // binary search
   Range document(std::int64_t index) const;        // by number, empty ones left out
+  /// The ends (exclusive) of the documents that hold tokens first, .., first + count - 1, in order:
+  /// one search for all of them. Replaces what `ends` held. Throws std::out_of_range.
+  void document_ends(std::int64_t first, std::int64_t count, std::vector<std::int64_t>& ends) const;
 
  private:
   /// visit(file, offset, bytes) for each file's part, until one returns false; whether none did.

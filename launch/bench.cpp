@@ -48,12 +48,15 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
 }
 
 struct DataArguments {
-  std::string data, text, tokenizer;
+  std::string data, text, tokenizer, peers, peers_script = "launch/tokenizer_peers.mjs";
 };
 
 int run_data(const DataArguments& arguments, CommandContext& context) {
   nlohmann::json result;
   if (!arguments.data.empty()) result["reading"] = bench_data_reading(context, arguments.data);
+  if (!arguments.text.empty())
+    result["tokenizing"] = bench_data_tokenizing(context, arguments.text, arguments.tokenizer,
+                                                 {arguments.peers, arguments.peers_script});
   context.print_result(result);
   return 0;
 }
@@ -63,6 +66,14 @@ void add_data(CLI::App& bench, Action& action) {
   CLI::App* data = bench.add_subcommand("data", "Reading batches and tokenizing");
   data->fallthrough();
   data->add_option("--data", arguments->data, "Folder of token shards: reading batches");
+  CLI::Option* tokenizer =
+      data->add_option("--tokenizer", arguments->tokenizer, "tokenizer.json or tokenizer.model");
+  data->add_option("--text", arguments->text, "Text or JSONL: tokenizing its first 50 MB")
+      ->needs(tokenizer);
+  data->add_option("--peers", arguments->peers,
+                   "Folder of launch/tokenizer_peers.sh: other libraries, side by side");
+  data->add_option("--peers-script", arguments->peers_script, "What runs them")
+      ->capture_default_str();
   data->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_data(*arguments, context); };
   });

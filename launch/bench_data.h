@@ -15,9 +15,17 @@ namespace scone {
 /// rank 0 alone.
 nlohmann::json bench_data_reading(CommandContext& context, const std::filesystem::path& corpus);
 
-/// Tokenizing on one thread: all documents of `text` (JSONL or text) with `tokenizer`, up to 50 MB
-/// of them; and with the threads of this machine. Works on rank 0 alone.
+/// Other libraries to tokenize with.
+struct TokenizerPeers {
+  std::filesystem::path packages;  // made by launch/tokenizer_peers.sh; empty: none
+  std::filesystem::path script;    // launch/tokenizer_peers.mjs
+};
+
+/// Tokenizing on one thread, beside other libraries, and with the threads of this rank: the first
+/// 50 MB of documents of `text` (JSONL or text), each library with its cache empty at first; says
+/// whether the ids are the same. Works on rank 0 alone. Throws InputError where a peer cannot run.
 nlohmann::json bench_data_tokenizing(CommandContext& context, const std::filesystem::path& text,
-                                     const std::filesystem::path& tokenizer);
+                                     const std::filesystem::path& tokenizer,
+                                     const TokenizerPeers& peers = {});
 
 }  // namespace scone
