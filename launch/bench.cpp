@@ -49,14 +49,17 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
 
 struct DataArguments {
   std::string data, text, tokenizer, peers, peers_script = "launch/tokenizer_peers.mjs";
+  int rounds = 5;
 };
 
 int run_data(const DataArguments& arguments, CommandContext& context) {
   nlohmann::json result;
-  if (!arguments.data.empty()) result["reading"] = bench_data_reading(context, arguments.data);
+  if (!arguments.data.empty())
+    result["reading"] = bench_data_reading(context, arguments.data, arguments.rounds);
   if (!arguments.text.empty())
-    result["tokenizing"] = bench_data_tokenizing(context, arguments.text, arguments.tokenizer,
-                                                 {arguments.peers, arguments.peers_script});
+    result["tokenizing"] =
+        bench_data_tokenizing(context, arguments.text, arguments.tokenizer,
+                              {arguments.peers, arguments.peers_script}, arguments.rounds);
   context.print_result(result);
   return 0;
 }
@@ -72,6 +75,9 @@ void add_data(CLI::App& bench, Action& action) {
       ->needs(tokenizer);
   data->add_option("--peers", arguments->peers,
                    "Folder of launch/tokenizer_peers.sh: other libraries, side by side");
+  data->add_option("--rounds", arguments->rounds, "Of each, in turns")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   data->add_option("--peers-script", arguments->peers_script, "What runs them")
       ->capture_default_str();
   data->callback([arguments, &action] {

@@ -8,12 +8,13 @@
 namespace scone {
 
 // Parts of `scone bench data`. Each prints its table and returns it as JSON. Ways that are compared
-// run in turns, five rounds; rates are medians.
+// run in turns; rates are medians of the rounds.
 
 /// Batches from page cache: windows and whole batches of a corpus (a folder of token shards),
 /// beside a flat file of the same tokens that is read through mmap in the manner of llm.c. Works on
 /// rank 0 alone.
-nlohmann::json bench_data_reading(CommandContext& context, const std::filesystem::path& corpus);
+nlohmann::json bench_data_reading(CommandContext& context, const std::filesystem::path& corpus,
+                                  int rounds = 5);
 
 /// Other libraries to tokenize with.
 struct TokenizerPeers {
@@ -26,6 +27,6 @@ struct TokenizerPeers {
 /// whether the ids are the same. Works on rank 0 alone. Throws InputError where a peer cannot run.
 nlohmann::json bench_data_tokenizing(CommandContext& context, const std::filesystem::path& text,
                                      const std::filesystem::path& tokenizer,
-                                     const TokenizerPeers& peers = {});
+                                     const TokenizerPeers& peers = {}, int rounds = 5);
 
 }  // namespace scone

@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 constexpr std::int64_t window = 1024;           // tokens
 constexpr std::int64_t batch = 64;              // windows
 constexpr std::int64_t most_tokens = 32 << 20;  // of one round
-constexpr int rounds = 5;
+constexpr std::int64_t slices = 10;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -105,7 +105,8 @@ void load_corpus(const TokenCorpus& corpus, const SamplePermutation& order, std:
 
 }  // namespace
 
-nlohmann::json bench_data_reading(CommandContext& context, const fs::path& corpus_path) {
+nlohmann::json bench_data_reading(CommandContext& context, const fs::path& corpus_path,
+                                  int rounds) {
   if (!context.is_root()) return {};
   const TokenCorpus corpus({corpus_path});
   const std::int64_t samples = (corpus.tokens() - 1) / window;
@@ -126,36 +127,39 @@ nlohmann::json bench_data_reading(CommandContext& context, const fs::path& corpu
 
   std::array<std::vector<double>, 4> rates;
   std::array<std::uint64_t, 2> checks{};
-  const auto measure = [&](std::size_t way, const std::function<void(std::int64_t)>& load) {
+  std::array<double, 4> seconds{};
+  const auto measure = [&](std::size_t way, std::int64_t first, std::int64_t last,
+                           const std::function<void(std::int64_t)>& load) {
     const auto begin = Clock::now();
-    for (std::int64_t b = 0; b < batches; ++b) load(b * batch);
-    rates[way].push_back(static_cast<double>(batches * batch * window) / seconds_since(begin));
+    for (std::int64_t b = first; b < last; ++b) load(b * batch);
+    seconds[way] += seconds_since(begin);
   };
-  double wait_seconds = 0;
   for (int round = -1; round < rounds; ++round) {  // the first one fills the page cache
     Loaded of_flat, of_corpus;
-    measure(0, [&](std::int64_t first) {
-      load_flat(tokens, order, first, of_flat);
-      of_flat.count();
-    });
-    measure(1, [&](std::int64_t first) {
-      load_corpus(corpus, order, first, of_corpus);
-      of_corpus.count();
-    });
-    checks = {of_flat.check, of_corpus.check};
-    for (const bool across : {true, false}) {
-      options.attention_across_documents = across;
-      BatchStream stream(corpus, nullptr, options);
-      Batch next;
-      measure(across ? 2 : 3, [&](std::int64_t) {
-        stream.next(next);
-        wait_seconds += stream.last_wait_seconds();
+    options.attention_across_documents = true;
+    BatchStream across(corpus, nullptr, options);
+    options.attention_across_documents = false;
+    BatchStream apart(corpus, nullptr, options);
+    Batch next_across, next_apart;
+    seconds = {};
+    // In slices, so that what else the machine does meets all ways alike.
+    for (std::int64_t slice = 0; slice < slices; ++slice) {
+      const std::int64_t first = batches * slice / slices, last = batches * (slice + 1) / slices;
+      measure(0, first, last, [&](std::int64_t sample) {
+        load_flat(tokens, order, sample, of_flat);
+        of_flat.count();
       });
+      measure(1, first, last, [&](std::int64_t sample) {
+        load_corpus(corpus, order, sample, of_corpus);
+        of_corpus.count();
+      });
+      measure(2, first, last, [&](std::int64_t) { across.next(next_across); });
+      measure(3, first, last, [&](std::int64_t) { apart.next(next_apart); });
     }
-    if (round < 0) {
-      for (auto& of_way : rates) of_way.clear();
-      wait_seconds = 0;
-    }
+    checks = {of_flat.check, of_corpus.check};
+    if (round < 0) continue;
+    for (std::size_t way = 0; way < rates.size(); ++way)
+      rates[way].push_back(static_cast<double>(batches * batch * window) / seconds[way]);
   }
   if (checks[0] != checks[1])
     throw std::logic_error("bench data: the flat file and the corpus gave different tokens");
@@ -168,7 +172,10 @@ nlohmann::json bench_data_reading(CommandContext& context, const fs::path& corpu
   fmt::print("{:<28} {:>14} {:>12}\n", "", "M tokens/s", "of flat");
   for (std::size_t way = 0; way < rates.size(); ++way) {
     const double rate = median(rates[way]);
-    const double share = rate / median(rates[0]);
+    std::vector<double> shares;
+    for (std::size_t round = 0; round < rates[way].size(); ++round)
+      shares.push_back(rates[way][round] / rates[0][round]);
+    const double share = median(shares);
     fmt::print("{:<28} {:>14.0f} {:>12.2f}\n", names[way], rate / 1e6, share);
     result[keys[way]] = {{"tokens_per_second", rate}, {"of_flat", share}};
   }

@@ -27,7 +27,6 @@ using Clock = std::chrono::steady_clock;
 namespace fs = std::filesystem;
 
 constexpr std::int64_t most_bytes = 50'000'000;
-constexpr int rounds = 5;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -143,7 +142,8 @@ Pass encode_with_peer(const Texts& texts, const fs::path& tokenizer, const Token
 }  // namespace
 
 nlohmann::json bench_data_tokenizing(CommandContext& context, const fs::path& text,
-                                     const fs::path& tokenizer, const TokenizerPeers& peers) {
+                                     const fs::path& tokenizer, const TokenizerPeers& peers,
+                                     int rounds) {
   if (!context.is_root()) return {};
   const Texts texts(text);
   struct Way {
