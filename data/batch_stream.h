@@ -46,7 +46,7 @@ struct Batch {
                                               // (0 if attention crosses)
   std::vector<std::int64_t>
       match;  // f-gram id of the longest match ending there; -1: none. A match
-              // starts inside the sequence and inside the document, always.
+              // starts inside the sequence and the document. Empty: no vocabulary.
   std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending;
                                      // without sharing: of all of them, by position
   std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share

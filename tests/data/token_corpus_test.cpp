@@ -1,13 +1,17 @@
 #include "data/token_corpus.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -94,6 +98,22 @@ TEST_P(TokenCorpusOfVocabulary, ReadsWhatTheWriterWrote) {
     corpus.read(first, piece);
     EXPECT_TRUE(std::equal(piece.begin(), piece.end(), expected.begin() + first)) << first;
   }
+  // Windows within shards and across them, to the last one that has a target.
+  std::vector<std::int32_t> inputs(700), targets(700);
+  for (std::int64_t first = 0; first + 700 < corpus.tokens(); first += 233) {
+    corpus.read_window(first, inputs, targets);
+    ASSERT_TRUE(std::equal(inputs.begin(), inputs.end(), expected.begin() + first)) << first;
+    ASSERT_TRUE(std::equal(targets.begin(), targets.end(), expected.begin() + first + 1)) << first;
+    std::vector<std::int64_t> ends, expected_ends;
+    corpus.document_ends(first, 700, ends);
+    for (std::int64_t at = first; at < first + 700; at = expected_ends.back())
+      expected_ends.push_back(corpus.document_of(at).end);
+    ASSERT_EQ(ends, expected_ends) << first;
+  }
+  corpus.read_window(corpus.tokens() - 701, inputs, targets);
+  EXPECT_EQ(targets.back(), expected.back());
+  EXPECT_THROW(corpus.read_window(corpus.tokens() - 700, inputs, targets), std::out_of_range);
+
   std::int64_t begin = 0;
   for (std::size_t d = 0; d < documents.size(); ++d) {
     const auto end = begin + static_cast<std::int64_t>(documents[d].size());
@@ -176,9 +196,35 @@ TEST(TokenCorpus, SkipsEmptyDocumentsAndShards) {
   EXPECT_EQ(corpus.documents(), 3);
   EXPECT_EQ(corpus.document(1).begin, 2);
   EXPECT_EQ(corpus.document_of(3).begin, 3);
+  std::vector<std::int64_t> ends;
+  corpus.document_ends(1, 3, ends);
+  EXPECT_THAT(ends, ElementsAreArray({2, 3, 4}));
   std::vector<std::int32_t> tokens(4);
   corpus.read(0, tokens);
   EXPECT_THAT(tokens, ElementsAreArray({1, 2, 3, 4}));
+}
+
+TEST(TokenCorpus, ReadsAheadWhatItIsAskedFor) {
+  const ScratchFolder folder;
+  write_shards(folder.path(), {std::vector<std::int32_t>(3'000'000, 5)}, 10, 4'000'000);
+  const std::filesystem::path shard = folder / "shard-00000.h5";
+  const int descriptor = ::open(shard.c_str(), O_RDONLY);
+  ASSERT_GE(descriptor, 0);
+  ::fsync(descriptor);
+  const TokenCorpus corpus({folder.path()});
+  ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+  ::close(descriptor);
+  const std::int64_t first = 2'000'000, count = 100'000;
+  if (corpus.is_cached(first, count)) {
+    std::cout << "this file system keeps all pages: only that asking does no harm is tested\n";
+  }
+  corpus.will_read(first, count);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!corpus.is_cached(first, count) && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(corpus.is_cached(first, count));
+  corpus.will_read(2'999'000, 100'000);  // beyond the end
+  EXPECT_TRUE(corpus.is_cached(3'000'000, 5));
 }
 
 TEST(TokenCorpus, FindsTheTokenizerBesideOrAboveTheShards) {
@@ -236,6 +282,13 @@ TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
     return error_of({folder / "damaged.h5"});
   };
   EXPECT_THAT(damaged("tokens", 2, 2, 10), HasSubstr("token id 10"));
+  {
+    const TokenCorpus corpus({folder / "damaged.h5"});
+    std::vector<std::int32_t> inputs(2), targets(2);
+    EXPECT_NO_THROW(corpus.read_window(0, std::span(inputs).first(1), std::span(targets).first(1)));
+    EXPECT_THROW(corpus.read_window(0, inputs, targets), InputError);  // as the last target
+    EXPECT_THROW(corpus.read_window(1, inputs, targets), InputError);
+  }
   EXPECT_THAT(damaged("document_offsets", 1, 8, 5), HasSubstr("offsets"));
   EXPECT_THAT(damaged("document_offsets", 2, 8, 3), HasSubstr("offsets"));
   EXPECT_THAT(damaged("document_offsets", 0, 8, 1), HasSubstr("offsets"));

@@ -59,6 +59,8 @@ ends 2 "data.train is not what the run began with" "$scone" train run.yaml train
 ends 2 "never be drawn" "$scone" train run.yaml run.folder=bad \
   'data.train=[{path: a/train, weight: 1}, {path: b/train, weight: 1000000}]'
 
+ends 0 "a/train/shards.json: list of shards, all .* are as listed" "$scone" inspect a
+
 # A shard is missing and one has changed under its own attributes: both are named, by every command that opens the folder.
 cp -r a kept
 mv a/train/shard-00001.h5 moved.h5
@@ -70,6 +72,7 @@ PYTHON
 ends 2 "shard-00001.h5: missing" "$scone" train run.yaml trainer.steps=10
 grep -q "shard-00002.h5: changed" out || fail "the changed shard is not named: $(cat out)"
 ! grep -q "shard-00000.h5" out || fail "a shard is named that is as it was: $(cat out)"
+ends 2 "shard-00001.h5: missing" "$scone" inspect a
 ends 2 "shard-00001.h5: missing" "$scone" fgrams --data a/train --output f.h5 --size 100
 ends 0 "shard-00001.h5: missing" "$scone" train run.yaml trainer.steps=10 --allow-changed-data
 grep -q "resumed from .* at step 8" out || fail "it did not go on: $(cat out)"
