@@ -7,15 +7,15 @@
 
 #include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
-#include "data/token_corpus.h"
+#include "data/token_mixture.h"
 #include "parallel/sharding.h"
 
 namespace scone {
 
-/// Sample s of an epoch is the window of sequence_length tokens (and the next as the last target)
-/// from s * sequence_length of the corpus; the last window may be short (padded: token 0, target
-/// -1, no match). Order within an epoch: a counter-based permutation (Feistel network with cycle
-/// walking) by (seed, epoch); an epoch's end may fall inside a batch.
+/// Sequences are samples of a mixture in its order (see SampleOrder), a pure function of (seed,
+/// epoch, place); a corpus' last window may be short (padded: token 0, target -1, no match), and an
+/// epoch's end may fall inside a batch. Documents are packed: a sequence holds pieces of several,
+/// kept apart by attention_start.
 struct BatchStreamOptions {
   std::int64_t sequence_length = 0;
   std::int64_t batch_sequences = 0;  // of the global batch
@@ -26,10 +26,11 @@ struct BatchStreamOptions {
   std::uint64_t seed = 0;
   bool shuffle = true;
   bool attention_across_documents = false;
-  int prefetch = 2;  // batches prepared ahead, on a thread of its own
+  int prefetch = 2;    // batches prepared ahead, on a thread of its own
+  int read_ahead = 4;  // batches, beyond those, whose tokens are asked of the disk in advance
 };
 
-/// Position in the data order: all that resuming needs beside the corpus' fingerprint.
+/// Position in the data order: all that resuming needs beside the mixture's fingerprint.
 struct DataState {
   std::int64_t epoch = 0;
   std::int64_t sample = 0;  // next sample within the epoch's order
@@ -45,7 +46,7 @@ struct Batch {
                                               // (0 if attention crosses)
   std::vector<std::int64_t>
       match;  // f-gram id of the longest match ending there; -1: none. A match
-              // starts inside the sequence and inside the document, always.
+              // starts inside the sequence and the document. Empty: no vocabulary.
   std::vector<std::int64_t> fgrams;  // this rank's share of the distinct ids in match, ascending;
                                      // without sharing: of all of them, by position
   std::vector<std::int32_t> row_of_position;  // index into fgrams; -1: no match; -2: in the share
@@ -66,9 +67,10 @@ class BatchStream {
  public:
   /// vocabulary may be null: no matches. planner, if any, plans every batch's f-grams, on the
   /// stream's thread, which then is collective over the planner's world: all ranks must make their
-  /// streams and call next() alike. All must outlive this. Throws InputError for a corpus shorter
-  /// than one sequence + 1 token, or fewer sequences in a batch than data-parallel ranks.
-  BatchStream(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
+  /// streams and call next() alike. The corpora, vocabulary and planner must outlive this. Throws
+  /// InputError for a corpus shorter than one sequence + 1 token, or fewer sequences in a batch
+  /// than data-parallel ranks.
+  BatchStream(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
               const BatchStreamOptions& options, DataState start = {},
               FgramPlanner* planner = nullptr);
   /// With a planner: waits for the batches begun, which other ranks may need, unless an exception
@@ -76,6 +78,9 @@ class BatchStream {
   ~BatchStream();
   /// The next batch; waits where it is not ready. Errors of the preparing thread are rethrown here.
   Batch next();
+  /// The same, into `batch`, a batch that is no longer used or an empty one; its memory is used
+  /// again, which spares the system fresh pages for every batch.
+  void next(Batch& batch);
   double last_wait_seconds() const;
   std::int64_t samples_per_epoch() const;
 

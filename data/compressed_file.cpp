@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -34,6 +35,13 @@ class RawFile {
   RawFile& operator=(const RawFile&) = delete;
   const Path& path() const { return path_; }
   std::int64_t position() const { return position_; }
+  void seek(std::int64_t offset) {
+    if (::fseeko(file_, offset, SEEK_SET) != 0) {
+      throw InputError(fmt::format("{}: cannot be read at byte {}: {}", path_.string(), offset,
+                                   std::strerror(errno)));
+    }
+    position_ = offset;
+  }
   std::size_t read(std::span<char> out) {
     const std::size_t bytes = std::fread(out.data(), 1, out.size(), file_);
     if (bytes < out.size() && std::ferror(file_)) {
@@ -55,6 +63,10 @@ class PlainDecoder : public CompressedFile::Decoder {
   explicit PlainDecoder(const Path& path) : file_(path) {}
   std::size_t read(std::span<char> out) override { return file_.read(out); }
   std::int64_t file_position() const override { return file_.position(); }
+  bool seek(std::int64_t offset) override {
+    file_.seek(offset);
+    return true;
+  }
 
  private:
   RawFile file_;
@@ -167,9 +179,15 @@ std::unique_ptr<CompressedFile::Decoder> decoder_of(const Path& path) {
 
 }  // namespace
 
-CompressedFile::CompressedFile(const Path& path) : decoder_(decoder_of(path)) {}
+CompressedFile::CompressedFile(const Path& path)
+    : decoder_(decoder_of(path)),
+      compressed_(dynamic_cast<PlainDecoder*>(decoder_.get()) == nullptr) {}
 CompressedFile::~CompressedFile() = default;
 std::size_t CompressedFile::read(std::span<char> out) { return decoder_->read(out); }
 std::int64_t CompressedFile::file_position() const { return decoder_->file_position(); }
+bool CompressedFile::is_compressed() const { return compressed_; }
+void CompressedFile::seek(std::int64_t offset) {
+  if (!decoder_->seek(offset)) throw std::logic_error("seek in a compressed file");
+}
 
 }  // namespace scone

@@ -22,6 +22,10 @@ class CompressedFile {
   std::size_t read(std::span<char> out);
   /// Bytes of the file itself that have been read, for progress.
   std::int64_t file_position() const;
+  bool is_compressed() const;
+  /// The next read() begins at this byte. For files that are not compressed; throws
+  /// std::logic_error for others.
+  void seek(std::int64_t offset);
 
   /// How one format is decoded; one implementation a format.
   class Decoder {
@@ -29,10 +33,12 @@ class CompressedFile {
     virtual ~Decoder() = default;
     virtual std::size_t read(std::span<char> out) = 0;
     virtual std::int64_t file_position() const = 0;
+    virtual bool seek(std::int64_t) { return false; }  // whether it can
   };
 
  private:
   std::unique_ptr<Decoder> decoder_;
+  bool compressed_ = false;
 };
 
 }  // namespace scone

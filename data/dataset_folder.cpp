@@ -10,6 +10,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "data/shard_list.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -37,20 +38,25 @@ void sync_file(const fs::path& file) {
   }
 }
 
-/// Replaces the shards of `target` by those of `made`; a folder left empty goes.
+/// Replaces the shards of `target`, and their list, by those of `made`; a folder left empty goes.
 void publish_shards(const fs::path& made, const fs::path& target) {
   if (fs::is_directory(target)) {
+    fs::remove(target / kShardListName);
     for (const auto& entry : fs::directory_iterator(target)) {
       if (entry.path().extension() == ".h5") fs::remove(entry.path());
     }
   }
   fs::create_directories(target);
-  bool any = false;
   for (const auto& entry : fs::directory_iterator(made)) {
-    fs::rename(entry.path(), target / entry.path().filename());
-    any = true;
+    if (entry.path().extension() == ".h5")
+      fs::rename(entry.path(), target / entry.path().filename());
   }
-  if (!any && fs::is_empty(target)) fs::remove(target);
+  // The list comes last: while it is not there, nothing is expected of the folder.
+  if (fs::exists(made / kShardListName)) {
+    fs::rename(made / kShardListName, target / kShardListName);
+  } else if (fs::is_empty(target)) {
+    fs::remove(target);
+  }
 }
 
 const char* tokenizer_name(const fs::path& file) {
@@ -61,8 +67,15 @@ const char* tokenizer_name(const fs::path& file) {
 
 }  // namespace
 
-DatasetFolder::DatasetFolder(const fs::path& output)
-    : output_(output), staging_(output / ".tokenize.partial") {
+DatasetFolder::DatasetFolder(const fs::path& output, Joined)
+    : output_(output), staging_(output / ".tokenize.partial"), joined_(true) {}
+
+std::unique_ptr<DatasetFolder> DatasetFolder::join(const fs::path& output) {
+  return std::unique_ptr<DatasetFolder>(new DatasetFolder(output, Joined()));
+}
+
+DatasetFolder::DatasetFolder(const fs::path& output) : DatasetFolder(output, Joined()) {
+  joined_ = false;
   std::error_code error;
   if (fs::exists(output, error) && !fs::is_directory(output, error)) {
     cannot_write(output, "a file");
@@ -72,6 +85,7 @@ DatasetFolder::DatasetFolder(const fs::path& output)
   fs::remove_all(staging_, error);  // of a run that was killed
   if (!error) fs::create_directories(train(), error);
   if (!error) fs::create_directories(validation(), error);
+  if (!error) fs::create_directories(spill(), error);
   if (error) {
     std::error_code ignored;
     if (made_output_) fs::remove(output, ignored);
@@ -80,6 +94,7 @@ DatasetFolder::DatasetFolder(const fs::path& output)
 }
 
 DatasetFolder::~DatasetFolder() {
+  if (joined_) return;
   std::error_code ignored;
   fs::remove_all(staging_, ignored);
   if (made_output_ && fs::is_empty(output_, ignored)) fs::remove(output_, ignored);
@@ -96,6 +111,9 @@ void DatasetFolder::copy_tokenizer(const fs::path& file) {
 
 void DatasetFolder::publish() {
   try {
+    for (const auto& folder : {train(), validation()}) {
+      if (!fs::is_empty(folder)) write_shard_list(folder);
+    }
     for (const auto& entry : fs::recursive_directory_iterator(staging_)) {
       if (entry.is_regular_file()) sync_file(entry.path());
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
 
 namespace scone {
@@ -13,6 +14,8 @@ class DatasetFolder {
   /// Creates `output` where there is none. Throws InputError: it is a file, or cannot be created or
   /// written.
   explicit DatasetFolder(const std::filesystem::path& output);
+  /// The same folder on another rank, which leaves making, publishing and removing to the first.
+  static std::unique_ptr<DatasetFolder> join(const std::filesystem::path& output);
   ~DatasetFolder();
   DatasetFolder(const DatasetFolder&) = delete;
   DatasetFolder& operator=(const DatasetFolder&) = delete;
@@ -20,6 +23,7 @@ class DatasetFolder {
   // Where to write until then.
   std::filesystem::path train() const { return staging_ / "train"; }
   std::filesystem::path validation() const { return staging_ / "validation"; }
+  std::filesystem::path spill() const { return staging_ / "spill"; }  // for what comes between
   std::filesystem::path tokenizer_model() const { return staging_ / "tokenizer.model"; }
   /// Copies the tokenizer's file as tokenizer.json or tokenizer.model, whichever it is. Throws
   /// InputError.
@@ -29,7 +33,10 @@ class DatasetFolder {
   void publish();
 
  private:
+  struct Joined {};
+  DatasetFolder(const std::filesystem::path& output, Joined);
   std::filesystem::path output_, staging_;
+  bool joined_ = false;
   bool made_output_ = false;
 };
 

@@ -226,6 +226,13 @@ std::size_t Hdf5File::unsigned_element_bytes(const std::string& name) const {
   return fits ? H5Tget_size(type) : 0;
 }
 
+bool Hdf5File::is_int64(const std::string& name) const {
+  const Lock lock(hdf5_mutex());
+  const Handle dataset = open_dataset(id_, path_, name);
+  const Handle type(H5Dget_type(dataset), H5Tclose);
+  return H5Tequal(type, H5T_STD_I64LE) > 0;
+}
+
 void Hdf5File::read(const std::string& name, hid_t memory_type, void* out, std::int64_t first,
                     std::int64_t count) const {
   const Lock lock(hdf5_mutex());

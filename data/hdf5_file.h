@@ -37,6 +37,8 @@ class Hdf5File {
   std::vector<std::int64_t> dataset_shape(const std::string& name) const;
   /// Bytes of one element where it is stored as an unsigned little-endian integer; 0: another type.
   std::size_t unsigned_element_bytes(const std::string& name) const;
+  /// Whether a dataset is stored as int64, little-endian.
+  bool is_int64(const std::string& name) const;
   /// memory_type: H5T_NATIVE_FLOAT, ..; reads `count` entries of axis 0 from `first` (count -1:
   /// all).
   void read(const std::string& name, hid_t memory_type, void* out, std::int64_t first = 0,

@@ -99,7 +99,75 @@ TextSource::TextSource(const std::vector<fs::path>& inputs, InvalidUtf8 policy)
   }
 }
 
+TextSource::TextSource(InvalidUtf8 policy) : policy_(policy), buffer_(buffer_bytes) {}
+TextSource::TextSource(TextSource&&) noexcept = default;
 TextSource::~TextSource() = default;
+
+std::vector<TextPiece> TextSource::pieces(std::int64_t piece_bytes) const {
+  std::vector<TextPiece> pieces;
+  TextPiece small;  // files that are gathered
+  const auto close_small = [&] {
+    if (small.last_file > small.first_file) pieces.push_back(small);
+  };
+  for (std::size_t i = 0; i < files_.size(); ++i) {
+    const auto bytes = static_cast<std::int64_t>(fs::file_size(files_[i]));
+    if (bytes > piece_bytes) {
+      close_small();
+      small = {.first_file = i + 1, .last_file = i + 1};
+      if (!holds_json_lines(files_[i]) || CompressedFile(files_[i]).is_compressed()) {
+        pieces.push_back({.first_file = i, .last_file = i + 1, .bytes = bytes, .is_long = true});
+        continue;
+      }
+      for (std::int64_t begin = 0; begin < bytes; begin += piece_bytes) {
+        const std::int64_t end = std::min(bytes, begin + piece_bytes);
+        pieces.push_back({.first_file = i,
+                          .last_file = i + 1,
+                          .begin = begin,
+                          .end = end,
+                          .bytes = end - begin});
+      }
+      continue;
+    }
+    if (small.bytes + bytes > piece_bytes) {
+      close_small();
+      small = {.first_file = i, .last_file = i};
+    }
+    small.last_file = i + 1;
+    small.bytes += bytes;
+  }
+  close_small();
+  return pieces;
+}
+
+TextSource TextSource::piece(const TextPiece& piece) const {
+  TextSource source(policy_);
+  for (std::size_t i = piece.first_file; i < piece.last_file; ++i) {
+    source.files_.push_back(files_[i]);
+    source.named_.push_back(named_[i]);
+  }
+  source.begin_ = piece.begin;
+  source.end_ = piece.end;
+  source.total_bytes_ = piece.bytes;
+  return source;
+}
+
+std::string TextSource::line_place(std::int64_t offset) const {
+  const std::string name = files_[file_index_].string();
+  if (begin_ == 0) return fmt::format("{}:{}", name, line_number_);
+  // In the middle of a file, for a message: the lines before are counted now.
+  CompressedFile file(files_[file_index_]);
+  std::vector<char> bytes(buffer_bytes);
+  std::int64_t line = 1;
+  for (std::int64_t left = offset; left > 0;) {
+    const auto wanted = static_cast<std::size_t>(
+        std::min<std::int64_t>(left, static_cast<std::int64_t>(bytes.size())));
+    const std::size_t got = file.read(std::span(bytes).first(wanted));
+    if (got == 0) break;
+    line += std::count(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(got), '\n');
+    left -= static_cast<std::int64_t>(got);
+  }
+  return fmt::format("{}:{}", name, line);
+}
 
 void TextSource::rewind() {
   file_.reset();
@@ -121,6 +189,13 @@ void TextSource::open_file() {
   line_number_ = 0;
   line_offset_ = 0;
   buffer_begin_ = buffer_end_ = 0;
+  if (begin_ == 0) return;
+  // From the first line that begins in the piece: what stands before it ends with the first line
+  // end from the byte before the piece on.
+  file_->seek(begin_ - 1);
+  std::string rest;
+  line_offset_ = begin_ - 1;
+  if (read_line(rest)) line_offset_ += static_cast<std::int64_t>(rest.size()) + 1;
 }
 
 void TextSource::close_file() {
@@ -176,7 +251,7 @@ bool TextSource::next_plain(std::string& document) {
     drop_byte_order_mark(document);
     offset = static_cast<std::int64_t>(byte_order_mark.size());
   }
-  counts_.invalid_sequences += apply_policy(document, offset, name);
+  counts_.invalid_sequences += apply_policy(document, offset, [&] { return name; });
   return true;
 }
 
@@ -204,19 +279,20 @@ bool TextSource::next_json_line(std::string& document) {
   std::string line;
   for (;;) {
     const std::int64_t offset = line_offset_;
+    if (end_ >= 0 && offset >= end_) return false;
     if (!read_line(line)) return false;
     ++line_number_;
     line_offset_ += static_cast<std::int64_t>(line.size()) + 1;
-    const std::string place = fmt::format("{}:{}", files_[file_index_].string(), line_number_);
-    if (line_number_ == 1) drop_byte_order_mark(line);
+    const auto place = [&] { return line_place(offset); };
+    if (offset == 0) drop_byte_order_mark(line);
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    refuse_binary(line, offset, place);
+    if (line.find('\0') != std::string::npos) refuse_binary(line, offset, place());
     const std::int64_t invalid = apply_policy(line, offset, place);
     if (invalid > 0 && policy_ == InvalidUtf8::keep) {
       throw InputError(fmt::format(
           "{}: invalid UTF-8 in JSON, which is UTF-8 by definition, cannot be kept; use "
           "--invalid-utf8 replace",
-          place));
+          place()));
     }
     counts_.invalid_sequences += invalid;
     nlohmann::json object;
@@ -227,12 +303,12 @@ bool TextSource::next_json_line(std::string& document) {
           fmt::format("{}: expected one JSON object a line with a string field \"text\", found "
                       "something that is no JSON ({}); mend the line, or name the file .txt where "
                       "it is plain text",
-                      place, error.what()));
+                      place(), error.what()));
     }
     const auto text = object.is_object() ? object.find("text") : object.end();
     if (text == object.end() || !text->is_string()) {
       throw InputError(
-          fmt::format("{}: expected a JSON object with a string field \"text\", found {}", place,
+          fmt::format("{}: expected a JSON object with a string field \"text\", found {}", place(),
                       !object.is_object()    ? fmt::format("{}", object.type_name())
                       : text == object.end() ? std::string("an object without it")
                                              : fmt::format("\"text\": {}", text->type_name())));
@@ -243,7 +319,7 @@ bool TextSource::next_json_line(std::string& document) {
 }
 
 std::int64_t TextSource::apply_policy(std::string& text, std::int64_t offset,
-                                      const std::string& place) const {
+                                      const std::function<std::string()>& place) const {
   switch (policy_) {
     case InvalidUtf8::replace:
       return static_cast<std::int64_t>(replace_ill_formed_utf8(text));
@@ -255,7 +331,7 @@ std::int64_t TextSource::apply_policy(std::string& text, std::int64_t offset,
   const IllFormed found = find_ill_formed_utf8(text);
   if (found.offset != std::string_view::npos) {
     throw InputError(fmt::format(
-        "{}: invalid UTF-8 at byte {} (0x{:02X}); mend it, or use --invalid-utf8 replace", place,
+        "{}: invalid UTF-8 at byte {} (0x{:02X}); mend it, or use --invalid-utf8 replace", place(),
         offset + static_cast<std::int64_t>(found.offset),
         static_cast<unsigned>(static_cast<unsigned char>(text[found.offset]))));
   }

@@ -1,55 +1,90 @@
 #include "data/token_corpus.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "data/hdf5_file.h"
+#include "data/mapped_file.h"
+#include "data/shard_list.h"
+#include "data/token_shard.h"
 #include "parallel/error.h"
 
 namespace scone {
 namespace {
-
-/// A whole file mapped read-only.
-class MappedFile {
- public:
-  explicit MappedFile(const std::filesystem::path& path) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0)
-      throw InputError(
-          fmt::format("{}: cannot be opened: {}", path.string(), std::strerror(errno)));
-    bytes_ = static_cast<std::size_t>(std::filesystem::file_size(path));
-    void* address = ::mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, descriptor, 0);
-    ::close(descriptor);
-    if (address == MAP_FAILED)
-      throw InputError(
-          fmt::format("{}: cannot be mapped: {}", path.string(), std::strerror(errno)));
-    data_ = static_cast<const std::byte*>(address);
-  }
-  ~MappedFile() { ::munmap(const_cast<std::byte*>(data_), bytes_); }
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-  const std::byte* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  const std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
 
 struct Shard {
   ShardInfo info;
   std::unique_ptr<MappedFile> file;
   const std::byte* tokens = nullptr;
   std::size_t token_bytes = 2;
-  std::int64_t first_token = 0;  // of the corpus
+  const std::byte* offsets = nullptr;     // int64 [info.documents + 1], not aligned
+  std::vector<std::int64_t> own_offsets;  // where they cannot be mapped as they lie in the file
+  std::int64_t documents = 0;             // that are not empty
+  std::vector<std::int64_t> filled;       // their numbers, where there are others
+  std::int64_t first_token = 0, first_document = 0;  // of the corpus
+
+  std::int64_t offset(std::int64_t document) const {
+    std::int64_t value;
+    std::memcpy(&value, offsets + 8 * document, sizeof value);
+    return value;
+  }
+  /// The document that holds token `local` of the shard: the last one that begins there or before.
+  /// Of those that begin at one place the last is the one that is not empty.
+  std::int64_t find_document(std::int64_t local) const {
+    std::int64_t document = 0, beyond = info.documents;
+    while (beyond - document > 1) {
+      const std::int64_t middle = document + (beyond - document) / 2;
+      const bool before = offset(middle) <= local;
+      document = before ? middle : document;  // without a branch: it could not be foreseen
+      beyond = before ? beyond : middle;
+    }
+    return document;
+  }
+  TokenCorpus::Range range(std::int64_t document) const {
+    return {first_token + offset(document), first_token + offset(document + 1)};
+  }
 };
+
+/// Maps the offsets, checks that they ascend, and finds the documents that are empty.
+void open_offsets(const Hdf5File& file, Shard& shard) {
+  const ShardInfo& info = shard.info;
+  const std::int64_t place =
+      file.is_int64("document_offsets") ? file.dataset_offset("document_offsets") : -1;
+  if (place >= 0 && info.documents < (shard.file->bytes() - place) / 8) {
+    shard.offsets = shard.file->data() + place;
+  } else {
+    shard.own_offsets.resize(static_cast<std::size_t>(info.documents) + 1);
+    file.read("document_offsets", H5T_NATIVE_INT64, shard.own_offsets.data());
+    shard.offsets = reinterpret_cast<const std::byte*>(shard.own_offsets.data());
+  }
+  bool good = shard.offset(0) == 0 && shard.offset(info.documents) == info.tokens;
+  std::int64_t empty = 0;
+  for (std::int64_t d = 0; d < info.documents; ++d) {
+    good = good && shard.offset(d) <= shard.offset(d + 1);
+    empty += shard.offset(d) == shard.offset(d + 1);
+  }
+  if (!good)
+    throw InputError(
+        fmt::format("{}: document offsets do not ascend from 0 to {}; the shard is damaged",
+                    info.path.string(), info.tokens));
+  shard.documents = info.documents - empty;
+  if (empty == 0) return;
+  for (std::int64_t d = 0; d < info.documents; ++d) {
+    if (shard.offset(d + 1) > shard.offset(d)) shard.filled.push_back(d);
+  }
+}
+
+std::string checksum_of(const Shard& shard) {
+  const auto& info = shard.info;
+  return shard_checksum(
+      {shard.tokens, static_cast<std::size_t>(info.tokens) * shard.token_bytes},
+      {shard.offsets, static_cast<std::size_t>(info.documents + 1) * sizeof(std::int64_t)});
+}
 
 Shard open_shard(const std::filesystem::path& path) {
   const Hdf5File file = Hdf5File::open(path);
@@ -87,11 +122,13 @@ Shard open_shard(const std::filesystem::path& path) {
         path.string()));
   shard.file = std::make_unique<MappedFile>(path);
   const std::int64_t offset = info.tokens == 0 ? 0 : file.dataset_offset("tokens");
-  const auto needed = static_cast<std::size_t>(info.tokens) * shard.token_bytes;
-  if (offset < 0 || static_cast<std::size_t>(offset) + needed > shard.file->bytes())
+  const auto width = static_cast<std::int64_t>(shard.token_bytes);
+  if (offset < 0 || offset > shard.file->bytes() ||
+      info.tokens > (shard.file->bytes() - offset) / width)
     throw InputError(fmt::format("{}: token dataset is not contiguous, or the file is truncated",
                                  path.string()));
   shard.tokens = shard.file->data() + offset;
+  open_offsets(file, shard);
   return shard;
 }
 
@@ -119,56 +156,136 @@ std::vector<std::filesystem::path> shard_files(const std::vector<std::filesystem
   return {files.begin(), files.end()};
 }
 
+/// Whether a folder's list of shards was written before the file was last changed.
+bool is_newer_than_list(const std::filesystem::path& shard, const std::filesystem::path& folder) {
+  std::error_code error;
+  const auto list_time = std::filesystem::last_write_time(folder / kShardListName, error);
+  return !error && std::filesystem::last_write_time(shard, error) > list_time && !error;
+}
+
+/// How the shards of a folder differ from the list beside them. A shard written after the list is
+/// hashed again, whatever its attribute says.
+std::vector<std::string> folder_changes(const std::filesystem::path& folder,
+                                        std::vector<Shard>& shards) {
+  std::vector<std::string> changes;
+  const std::vector<ListedShard> listed = read_shard_list(folder);
+  if (listed.empty()) return changes;
+  const auto place = std::filesystem::weakly_canonical(folder);
+  std::vector<ListedShard> found;
+  for (Shard& shard : shards) {
+    ShardInfo& info = shard.info;
+    if (info.path.parent_path() != place) continue;
+    if (is_newer_than_list(info.path, folder)) info.checksum = checksum_of(shard);
+    found.push_back({info.path.filename().string(), info.tokens, info.checksum});
+  }
+  for (const std::string& change : shard_changes(listed, found))
+    changes.push_back((folder / change).string());
+  return changes;
+}
+
+/// Lines that name the shards of other tokenizers than the first one's.
+std::vector<std::string> foreign_tokenizers(const std::vector<Shard>& shards) {
+  std::vector<std::string> problems;
+  const ShardInfo& first = shards.front().info;
+  for (const Shard& shard : shards) {
+    const ShardInfo& info = shard.info;
+    if (info.tokenizer_fingerprint != first.tokenizer_fingerprint ||
+        info.vocabulary_size != first.vocabulary_size ||
+        info.end_of_document != first.end_of_document)
+      problems.push_back(fmt::format(
+          "{}: tokenized with tokenizer {} ({} tokens, end of document {}), but {} with {} ({} "
+          "tokens, end of document {})",
+          info.path.string(), info.tokenizer_fingerprint, info.vocabulary_size,
+          info.end_of_document, first.path.string(), first.tokenizer_fingerprint,
+          first.vocabulary_size, first.end_of_document));
+  }
+  return problems;
+}
+
+std::vector<Shard> open_shards(const std::vector<std::filesystem::path>& paths) {
+  std::vector<Shard> shards;
+  std::vector<std::string> problems;
+  for (const auto& path : shard_files(paths)) {
+    try {
+      shards.push_back(open_shard(path));
+    } catch (const InputError& error) {
+      problems.emplace_back(error.what());
+    }
+  }
+  if (problems.size() == 1) throw InputError(problems.front());
+  if (!problems.empty())
+    throw InputError(
+        fmt::format("{} shards cannot be used:{}", problems.size(), format_changes(problems)));
+  problems = foreign_tokenizers(shards);
+  if (problems.size() == 1) throw InputError(problems.front() + "; tokenize all with one");
+  if (!problems.empty())
+    throw InputError(fmt::format("shards of different tokenizers; tokenize all with one:{}",
+                                 format_changes(problems)));
+  return shards;
+}
+
+/// body(tokens), where they begin as uint16 or uint32 at token `begin` of the shard.
+template <class Body>
+std::uint32_t with_tokens(const Shard& shard, std::int64_t begin, const Body& body) {
+  return shard.token_bytes == 2
+             ? body(reinterpret_cast<const std::uint16_t*>(shard.tokens) + begin)
+             : body(reinterpret_cast<const std::uint32_t*>(shard.tokens) + begin);
+}
+
+void check_ids(const Shard& shard, std::uint32_t largest, std::int64_t begin, std::int64_t end) {
+  if (largest < static_cast<std::uint64_t>(shard.info.vocabulary_size)) return;
+  throw InputError(fmt::format(
+      "{}: token id {} between tokens {} and {}, but the vocabulary has {}; the shard is damaged",
+      shard.info.path.string(), largest, begin, end, shard.info.vocabulary_size));
+}
+
+/// The shard that holds `value` of an ascending member: the last one that does not begin after it.
+const Shard& shard_of(const std::vector<Shard>& shards, std::int64_t Shard::*first,
+                      std::int64_t value) {
+  const auto next = std::upper_bound(
+      shards.begin(), shards.end(), value,
+      [first](std::int64_t wanted, const Shard& shard) { return wanted < shard.*first; });
+  return *(next - 1);
+}
+
 }  // namespace
 
 struct TokenCorpus::State {
   std::vector<Shard> shards;
   std::vector<ShardInfo> infos;
-  std::vector<std::int64_t> document_starts;  // of the corpus, and its end
+  std::int64_t tokens = 0, documents = 0;
+  std::vector<std::string> changes;
 };
 
-TokenCorpus::TokenCorpus(const std::vector<std::filesystem::path>& paths)
+TokenCorpus::TokenCorpus(const std::vector<std::filesystem::path>& paths, ChangedShards changed)
     : state_(std::make_unique<State>()) {
-  std::int64_t first_token = 0;
-  for (const auto& path : shard_files(paths)) {
-    Shard shard = open_shard(path);
-    const ShardInfo& info = shard.info;
-    shard.first_token = first_token;
-    if (!state_->infos.empty()) {
-      const ShardInfo& first = state_->infos.front();
-      if (info.tokenizer_fingerprint != first.tokenizer_fingerprint ||
-          info.vocabulary_size != first.vocabulary_size ||
-          info.end_of_document != first.end_of_document)
-        throw InputError(
-            fmt::format("{}: tokenized with tokenizer {} ({} tokens), but {} with {} ({} tokens); "
-                        "tokenize all with one",
-                        path.string(), info.tokenizer_fingerprint, info.vocabulary_size,
-                        first.path.string(), first.tokenizer_fingerprint, first.vocabulary_size));
-    }
-    std::vector<std::int64_t> offsets(static_cast<std::size_t>(info.documents) + 1);
-    Hdf5File::open(path).read("document_offsets", H5T_NATIVE_INT64, offsets.data());
-    if (offsets.front() != 0 || offsets.back() != info.tokens ||
-        !std::is_sorted(offsets.begin(), offsets.end()))
-      throw InputError(
-          fmt::format("{}: document offsets do not ascend from 0 to {}; the shard is damaged",
-                      path.string(), info.tokens));
-    for (std::size_t d = 0; d + 1 < offsets.size(); ++d)
-      if (offsets[d] < offsets[d + 1])  // empty documents have no position
-        state_->document_starts.push_back(first_token + offsets[d]);
-    first_token += info.tokens;
-    state_->infos.push_back(info);
-    state_->shards.push_back(std::move(shard));
+  state_->shards = open_shards(paths);
+  for (const auto& path : paths) {
+    if (!std::filesystem::is_directory(path)) continue;
+    const auto changes = folder_changes(path, state_->shards);
+    state_->changes.insert(state_->changes.end(), changes.begin(), changes.end());
   }
-  state_->document_starts.push_back(first_token);
+  if (!state_->changes.empty() && changed == ChangedShards::refuse)
+    throw InputError(fmt::format(
+        "shards are not those that `scone tokenize` listed beside them ({}):{}\nset them back, "
+        "tokenize again, or name the wanted shards one by one (`scone train` takes them as they "
+        "are with --allow-changed-data)",
+        kShardListName, format_changes(state_->changes)));
+  for (Shard& shard : state_->shards) {
+    shard.first_token = state_->tokens;
+    shard.first_document = state_->documents;
+    state_->tokens += shard.info.tokens;
+    state_->documents += shard.documents;
+    state_->infos.push_back(shard.info);
+  }
 }
 
 TokenCorpus::~TokenCorpus() = default;
 
 const std::vector<ShardInfo>& TokenCorpus::shards() const { return state_->infos; }
-std::int64_t TokenCorpus::tokens() const { return state_->document_starts.back(); }
-std::int64_t TokenCorpus::documents() const {
-  return static_cast<std::int64_t>(state_->document_starts.size()) - 1;
-}
+const std::vector<std::string>& TokenCorpus::changes() const { return state_->changes; }
+std::int64_t TokenCorpus::tokens() const { return state_->tokens; }
+std::int64_t TokenCorpus::documents() const { return state_->documents; }
 std::int64_t TokenCorpus::vocabulary_size() const { return state_->infos.front().vocabulary_size; }
 const std::string& TokenCorpus::tokenizer_fingerprint() const {
   return state_->infos.front().tokenizer_fingerprint;
@@ -196,50 +313,128 @@ void TokenCorpus::read(std::int64_t first, std::span<std::int32_t> out) const {
   if (first < 0 || first + count > tokens())
     throw std::out_of_range(
         fmt::format("tokens {}..{} of a corpus of {}", first, first + count, tokens()));
-  auto shard = std::upper_bound(
-      state_->shards.begin(), state_->shards.end(), first,
-      [](std::int64_t position, const Shard& s) { return position < s.first_token; });
-  if (shard != state_->shards.begin()) --shard;
-  std::int64_t done = 0;
-  for (; done < count; ++shard) {
+  if (count == 0) return;
+  const Shard* shard = &shard_of(state_->shards, &Shard::first_token, first);
+  for (std::int64_t done = 0; done < count; ++shard) {
     const std::int64_t begin = first + done - shard->first_token;
     const std::int64_t here = std::min(count - done, shard->info.tokens - begin);
     if (here <= 0) continue;
     std::int32_t* target = out.data() + done;
-    std::uint32_t largest = 0;
-    auto copy = [&](const auto* source) {
+    const std::uint32_t largest = with_tokens(*shard, begin, [&](const auto* source) {
+      std::uint32_t most = 0;
       for (std::int64_t i = 0; i < here; ++i) {
-        const std::uint32_t id = source[begin + i];
+        const std::uint32_t id = source[i];
         target[i] = static_cast<std::int32_t>(id);
-        largest = std::max(largest, id);
+        most = std::max(most, id);
       }
-    };
-    if (shard->token_bytes == 2) {
-      copy(reinterpret_cast<const std::uint16_t*>(shard->tokens));
-    } else {
-      copy(reinterpret_cast<const std::uint32_t*>(shard->tokens));
-    }
-    if (largest >= static_cast<std::uint64_t>(shard->info.vocabulary_size))
-      throw InputError(fmt::format(
-          "{}: token id {} between tokens {} and {}, but the vocabulary has {}; the shard is "
-          "damaged",
-          shard->info.path.string(), largest, begin, begin + here, shard->info.vocabulary_size));
+      return most;
+    });
+    check_ids(*shard, largest, begin, begin + here);
     done += here;
   }
+}
+
+void TokenCorpus::read_window(std::int64_t first, std::span<std::int32_t> inputs,
+                              std::span<std::int32_t> targets) const {
+  const auto count = static_cast<std::int64_t>(inputs.size());
+  if (count == 0) return;
+  const Shard* shard = nullptr;
+  if (first >= 0 && first + count < tokens())
+    shard = &shard_of(state_->shards, &Shard::first_token, first);
+  if (shard == nullptr || first + count >= shard->first_token + shard->info.tokens) {
+    // Across shards, or out of range.
+    read(first, inputs);
+    std::copy(inputs.begin() + 1, inputs.end(), targets.begin());
+    read(first + count, targets.last(1));
+    return;
+  }
+  const std::int64_t begin = first - shard->first_token;
+  std::int32_t* const input = inputs.data();
+  std::int32_t* const target = targets.data();
+  const std::uint32_t largest = with_tokens(*shard, begin, [&](const auto* source) {
+    // Two passes over pieces that stay in the nearest cache: each is a plain vector loop, the
+    // comparison in the stored type.
+    constexpr std::int64_t piece = 4096;
+    auto most = source[count];
+    for (std::int64_t at = 0; at < count; at += piece) {
+      const std::int64_t end = std::min(count, at + piece);
+      for (std::int64_t i = at; i < end; ++i) most = std::max(most, source[i]);
+      for (std::int64_t i = at; i < end; ++i) {
+        input[i] = static_cast<std::int32_t>(source[i]);
+        target[i] = static_cast<std::int32_t>(source[i + 1]);
+      }
+    }
+    return std::uint32_t{most};
+  });
+  check_ids(*shard, largest, begin, begin + count + 1);
+}
+
+void TokenCorpus::will_read(std::int64_t first, std::int64_t count) const {
+  for_each_part(first, count, [](const MappedFile& file, std::int64_t offset, std::int64_t bytes) {
+    file.will_read(offset, bytes);
+    return true;
+  });
+}
+
+bool TokenCorpus::is_cached(std::int64_t first, std::int64_t count) const {
+  return for_each_part(first, count,
+                       [](const MappedFile& file, std::int64_t offset, std::int64_t bytes) {
+                         return file.is_cached(offset, bytes);
+                       });
+}
+
+template <class Visit>
+bool TokenCorpus::for_each_part(std::int64_t first, std::int64_t count, const Visit& visit) const {
+  first = std::clamp<std::int64_t>(first, 0, tokens());
+  count = std::clamp<std::int64_t>(count, 0, tokens() - first);
+  if (count == 0) return true;
+  const Shard* shard = &shard_of(state_->shards, &Shard::first_token, first);
+  for (std::int64_t done = 0; done < count; ++shard) {
+    const std::int64_t begin = first + done - shard->first_token;
+    const std::int64_t here = std::min(count - done, shard->info.tokens - begin);
+    if (here <= 0) continue;
+    const auto width = static_cast<std::int64_t>(shard->token_bytes);
+    if (!visit(*shard->file, shard->tokens - shard->file->data() + begin * width, here * width))
+      return false;
+    done += here;
+  }
+  return true;
 }
 
 TokenCorpus::Range TokenCorpus::document_of(std::int64_t position) const {
   if (position < 0 || position >= tokens())
     throw std::out_of_range(fmt::format("token {} of a corpus of {}", position, tokens()));
-  const auto& starts = state_->document_starts;
-  const auto next = std::upper_bound(starts.begin(), starts.end(), position);
-  return {*(next - 1), *next};
+  const Shard& shard = shard_of(state_->shards, &Shard::first_token, position);
+  return shard.range(shard.find_document(position - shard.first_token));
+}
+
+void TokenCorpus::document_ends(std::int64_t first, std::int64_t count,
+                                std::vector<std::int64_t>& ends) const {
+  ends.clear();
+  if (count == 0) return;
+  if (first < 0 || count > tokens() - first)
+    throw std::out_of_range(
+        fmt::format("tokens {}..{} of a corpus of {}", first, first + count, tokens()));
+  const std::int64_t beyond = first + count;
+  for (const Shard* shard = &shard_of(state_->shards, &Shard::first_token, first); first < beyond;
+       ++shard) {
+    if (first - shard->first_token >= shard->info.tokens) continue;  // an empty shard
+    for (std::int64_t d = shard->find_document(first - shard->first_token);
+         d < shard->info.documents && first < beyond; ++d) {
+      const std::int64_t end = shard->first_token + shard->offset(d + 1);
+      if (end == first) continue;  // an empty document
+      ends.push_back(end);
+      first = end;
+    }
+  }
 }
 
 TokenCorpus::Range TokenCorpus::document(std::int64_t index) const {
-  const auto& starts = state_->document_starts;
-  const auto i = static_cast<std::size_t>(index);
-  return {starts.at(i), starts.at(i + 1)};
+  if (index < 0 || index >= documents())
+    throw std::out_of_range(fmt::format("document {} of a corpus of {}", index, documents()));
+  const Shard& shard = shard_of(state_->shards, &Shard::first_document, index);
+  const std::int64_t local = index - shard.first_document;
+  return shard.range(shard.filled.empty() ? local : shard.filled[static_cast<std::size_t>(local)]);
 }
 
 }  // namespace scone

@@ -16,16 +16,6 @@ namespace {
 
 constexpr std::int64_t format_version = 1;
 
-/// 16 hex digits of XXH3-64 over the two pieces, one after the other.
-std::string checksum_of(std::span<const std::byte> tokens, std::span<const std::byte> offsets) {
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
-                                                                              XXH3_freeState);
-  XXH3_64bits_reset(state.get());
-  XXH3_64bits_update(state.get(), tokens.data(), tokens.size());
-  XXH3_64bits_update(state.get(), offsets.data(), offsets.size());
-  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
-}
-
 std::string space_left(const std::filesystem::path& folder) {
   std::error_code error;
   const auto space = std::filesystem::space(folder, error);
@@ -35,9 +25,21 @@ std::string space_left(const std::filesystem::path& folder) {
 
 }  // namespace
 
+std::string shard_checksum(std::span<const std::byte> tokens, std::span<const std::byte> offsets) {
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                              XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  XXH3_64bits_update(state.get(), tokens.data(), tokens.size());
+  XXH3_64bits_update(state.get(), offsets.data(), offsets.size());
+  return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
+}
+
 TokenShardWriter::TokenShardWriter(std::filesystem::path folder, ShardTokenizer tokenizer,
-                                   std::int64_t shard_tokens)
-    : folder_(std::move(folder)), tokenizer_(std::move(tokenizer)), shard_tokens_(shard_tokens) {
+                                   std::int64_t shard_tokens, std::int64_t first_shard)
+    : folder_(std::move(folder)),
+      tokenizer_(std::move(tokenizer)),
+      shard_tokens_(shard_tokens),
+      first_shard_(first_shard) {
   // A file that could not be closed on a full disk makes the library's own exit handler crash;
   // this program closes its files by itself. No effect once the library is in use.
   H5dont_atexit();
@@ -46,7 +48,7 @@ TokenShardWriter::TokenShardWriter(std::filesystem::path folder, ShardTokenizer 
 
 void TokenShardWriter::add(std::span<const std::int32_t> tokens, std::int64_t text_bytes) {
   const auto count = static_cast<std::int64_t>(tokens.size());
-  if (offsets_.size() > 1 && offsets_.back() + count > shard_tokens_) write_shard();
+  if (offsets_.size() > 1 && count > shard_tokens_ - offsets_.back()) write_shard();
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= tokenizer_.vocabulary_size) {
       throw std::logic_error(fmt::format("token id {} of a tokenizer with a vocabulary of {}",
@@ -77,7 +79,8 @@ void TokenShardWriter::write_shard() {
       is_short ? std::as_bytes(std::span(short_tokens_)) : std::as_bytes(std::span(long_tokens_));
   const std::int64_t tokens = offsets_.back();
   const auto offsets = static_cast<std::int64_t>(offsets_.size());
-  const std::filesystem::path path = folder_ / fmt::format("shard-{:05}.h5", totals_.shards);
+  const std::filesystem::path path =
+      folder_ / fmt::format("shard-{:05}.h5", first_shard_ + totals_.shards);
   try {
     Hdf5File file = Hdf5File::create(path);
     file.set_attribute("format", "scone-tokens");
@@ -88,7 +91,7 @@ void TokenShardWriter::write_shard() {
     file.set_attribute("tokens", tokens);
     file.set_attribute("documents", offsets - 1);
     file.set_attribute("text_bytes", shard_text_bytes_);
-    file.set_attribute("checksum", checksum_of(token_bytes, std::as_bytes(std::span(offsets_))));
+    file.set_attribute("checksum", shard_checksum(token_bytes, std::as_bytes(std::span(offsets_))));
     file.write("/tokens", is_short ? H5T_NATIVE_UINT16 : H5T_NATIVE_UINT32, {tokens}, data);
     file.write("/document_offsets", H5T_NATIVE_INT64, {offsets}, offsets_.data());
     file.close();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -14,6 +15,9 @@ struct ShardTokenizer {
   std::int64_t vocabulary_size = 0;
   std::int32_t end_of_document = -1;  // -1: none
 };
+
+/// 16 hex digits of XXH3-64 over the bytes of a shard's tokens, then those of its document offsets.
+std::string shard_checksum(std::span<const std::byte> tokens, std::span<const std::byte> offsets);
 
 /// Totals of what a writer was given.
 struct ShardTotals {
@@ -30,11 +34,11 @@ struct ShardTotals {
 /// that names the file and the space left: the folder is full or read-only.
 class TokenShardWriter {
  public:
-  /// folder: exists. A shard ends before the document with which it would have more than
-  /// shard_tokens tokens (a longer document is a shard by itself). Throws
-  /// std::invalid_argument: shard_tokens < 1.
+  /// folder: exists. first_shard: number of the first shard's name. A shard ends before the
+  /// document with which it would have more than shard_tokens tokens (a longer document is a shard
+  /// by itself). Throws std::invalid_argument: shard_tokens < 1.
   TokenShardWriter(std::filesystem::path folder, ShardTokenizer tokenizer,
-                   std::int64_t shard_tokens);
+                   std::int64_t shard_tokens, std::int64_t first_shard = 0);
 
   /// Appends a document. Throws std::logic_error for an id outside the vocabulary.
   void add(std::span<const std::int32_t> tokens, std::int64_t text_bytes);
@@ -49,6 +53,7 @@ class TokenShardWriter {
   std::filesystem::path folder_;
   ShardTokenizer tokenizer_;
   std::int64_t shard_tokens_;
+  std::int64_t first_shard_;
   ShardTotals totals_;
   // The shard being filled; one of the two holds its tokens.
   std::vector<std::uint16_t> short_tokens_;

@@ -22,6 +22,8 @@ struct Part {
 constexpr Part parts[] = {
     {"counting", bench_counting},
     {"matching", bench_matching},
+    {"reading", bench_reading},
+    {"tokenizing", bench_tokenizing},
 };
 
 std::vector<std::string> part_names() {
@@ -62,16 +64,22 @@ BenchFolder::~BenchFolder() {
 
 void add_bench_data(CLI::App& bench, Action& action) {
   auto options = std::make_shared<BenchDataOptions>();
-  auto chosen = std::make_shared<std::vector<std::string>>(part_names());
-  CLI::App* data = bench.add_subcommand(
-      "data", "Counting n-grams and matching f-grams, beside the plain way; on one rank");
+  auto chosen = std::make_shared<std::vector<std::string>>();
+  CLI::App* data = bench.add_subcommand("data",
+                                        "Counting n-grams, matching f-grams, reading batches, "
+                                        "tokenizing, beside other ways; on one rank");
   data->fallthrough();
-  data->add_option("data", options->data, "Token shards, or folders of them (DIR/train)")
-      ->required();
-  data->add_option("--parts", *chosen, "Which of them")
-      ->check(CLI::IsMember(part_names()))
-      ->delimiter(',')
+  data->add_option("data,--data", options->data,
+                   "Token shards, or folders of them (DIR/train), for all parts but tokenizing");
+  data->add_option("--text", options->text, "Text or JSONL, for tokenizing: its first 50 MB");
+  data->add_option("--tokenizer", options->tokenizer, "tokenizer.json or tokenizer.model");
+  data->add_option("--peers", options->peers,
+                   "Folder of launch/tokenizer_peers.sh: other tokenizers, side by side");
+  data->add_option("--peers-script", options->peers_script, "What runs them")
       ->capture_default_str();
+  data->add_option("--parts", *chosen, "Which of them (default: those that have what they need)")
+      ->check(CLI::IsMember(part_names()))
+      ->delimiter(',');
   data->add_option("--memory", options->memory, "Memory for counting, such as 1G")
       ->capture_default_str();
   data->add_option("--fgrams", options->fgrams, "Sizes of the vocabularies matched with")
@@ -90,9 +98,18 @@ void add_bench_data(CLI::App& bench, Action& action) {
       if (context.world.size() > 1) throw InputError("bench data: expected one rank");
       nlohmann::json result = nlohmann::json::object();
       for (const Part& part : parts) {
-        if (std::find(chosen->begin(), chosen->end(), part.name) == chosen->end()) continue;
+        const bool of_text = part.run == bench_tokenizing;
+        const bool possible = of_text ? !options->text.empty() && !options->tokenizer.empty()
+                                      : !options->data.empty();
+        const bool wanted = std::find(chosen->begin(), chosen->end(), part.name) != chosen->end();
+        if (wanted && !possible)
+          throw InputError(fmt::format("bench data: {} needs {}", part.name,
+                                       of_text ? "--text and --tokenizer" : "token shards"));
+        if (!possible || !(wanted || chosen->empty())) continue;
         result[part.name] = part.run(*options, context);
       }
+      if (result.empty())
+        throw InputError("bench data: give token shards, or --text with --tokenizer");
       context.print_result(result);
       return 0;
     };

@@ -19,6 +19,7 @@
 #include "data/fgram_vocabulary.h"
 #include "data/hdf5_file.h"
 #include "data/match_annotations.h"
+#include "data/shard_list.h"
 #include "data/token_corpus.h"
 #include "data/tokenizer.h"
 #include "launch/command.h"
@@ -184,6 +185,14 @@ void inspect_shard(const fs::path& path, Report& report) {
       info.tokenizer_fingerprint, info.checksum));
 }
 
+/// Compares the shards of a folder with the list beside them.
+void inspect_shard_list(const fs::path& list, Report& report) {
+  const TokenCorpus corpus({list.parent_path()});
+  const auto listed = read_shard_list(list.parent_path()).size();
+  report.json["lists"].push_back({{"path", list.string()}, {"shards", listed}});
+  report.add(fmt::format("{}: list of shards, all {} are as listed", list.string(), listed));
+}
+
 void inspect_vocabulary(const fs::path& path, Report& report) {
   const FgramVocabulary vocabulary(path);
   report.json["kind"] = "fgrams";
@@ -314,7 +323,7 @@ void inspect_hdf5(const fs::path& path, Report& report) {
 /// A run's folder, a folder of checkpoints, or one of token shards (with their split's folders).
 void inspect_folder(const fs::path& path, Report& report) {
   const fs::path checkpoints = fs::is_directory(path / "checkpoints") ? path / "checkpoints" : path;
-  std::vector<fs::path> steps, shards;
+  std::vector<fs::path> steps, shards, lists;
   for (const auto& entry : fs::directory_iterator(checkpoints)) {
     const std::string name = entry.path().filename().string();
     if (entry.is_directory() && is_checkpoint_name(name)) steps.push_back(entry.path());
@@ -322,10 +331,13 @@ void inspect_folder(const fs::path& path, Report& report) {
   for (const auto& entry : fs::recursive_directory_iterator(path)) {
     if (entry.path().extension() == ".h5" && entry.is_regular_file()) {
       shards.push_back(entry.path());
+    } else if (entry.path().filename() == kShardListName) {
+      lists.push_back(entry.path());
     }
   }
   std::sort(steps.begin(), steps.end());
   std::sort(shards.begin(), shards.end());
+  std::sort(lists.begin(), lists.end());
   std::vector<std::string> problems;
   const auto inspect_each = [&](const std::vector<fs::path>& paths, const auto& inspect_one) {
     for (const fs::path& each : paths) {
@@ -341,6 +353,7 @@ void inspect_folder(const fs::path& path, Report& report) {
     report.json["kind"] = "checkpoints";
   } else if (!shards.empty()) {
     inspect_each(shards, inspect_hdf5);
+    inspect_each(lists, inspect_shard_list);
     report.json["kind"] = "folder";
   } else {
     throw InputError(fmt::format(
@@ -375,9 +388,10 @@ void inspect(const fs::path& path, Report& report) {
   if (path.extension() == ".h5" || path.extension() == ".hdf5") return inspect_hdf5(path, report);
   if (path.extension() == ".bin") return inspect_table(path, report);
   if (name == "tokenizer.json" || name == "tokenizer.model") return inspect_tokenizer(path, report);
+  if (name == kShardListName) return inspect_shard_list(path, report);
   throw InputError(fmt::format(
       "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, tokenizer.json or "
-      "tokenizer.model, bundle.json or manifest.json",
+      "tokenizer.model, shards.json, bundle.json or manifest.json",
       path.string()));
 }
 

@@ -32,6 +32,7 @@ struct Arguments {
   std::string file;
   std::vector<std::string> overrides;
   bool print_config = false;
+  bool allow_changed_data = false;
   std::string fault;  // KIND:RANK:STEP
 };
 
@@ -97,7 +98,8 @@ void describe_run(const RunConfig& config) {
 
 int run_train(const Arguments& arguments, CommandContext& context) {
   Communicator& world = context.world;
-  const RunConfig config = load_run_config(arguments.file, arguments.overrides, world.size());
+  RunConfig config = load_run_config(arguments.file, arguments.overrides, world.size());
+  config.data.allow_changed = arguments.allow_changed_data;
   if (arguments.print_config) {
     if (context.is_root()) fmt::print("{}", to_yaml(config));
     return 0;
@@ -146,6 +148,9 @@ void add_train(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
   command->add_flag("--print-config", arguments->print_config,
                     "Print the resolved configuration with every default, and end");
+  command->add_flag("--allow-changed-data", arguments->allow_changed_data,
+                    "Train although shards are missing, changed or new since they were listed, or "
+                    "since the checkpoint: each is named in a warning");
   command->add_option(
       "--inject-fault", arguments->fault,
       "KIND:RANK:STEP: that rank fails in that step, to see how a cluster takes it; "

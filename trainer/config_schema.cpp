@@ -193,12 +193,48 @@ std::string print_value(const std::vector<Value>& values) {
   return text + "]";
 }
 
+/// data.train: paths of one corpus, or corpora with their weights.
+void parse_training_data(RunConfig& config, const YAML::Node& node) {
+  const char* expected = "a path, a list of paths, or a list of {path: P, weight: W}";
+  std::vector<std::string> paths;
+  std::vector<double> weights;
+  const bool weighted = node.IsSequence() && node.size() > 0 && node[0].IsMap();
+  if (!weighted) {
+    if (node.IsMap()) fail(expected, node);
+    parse_value(node, paths);
+  } else {
+    for (const auto& element : node) {
+      if (!element.IsMap() || element.size() != 2 || !element["path"] || !element["weight"])
+        throw ConfigValueError(fmt::format(
+            "expected {}, each with these two keys, found {} in it", expected,
+            element.IsMap() ? fmt::format("{} keys, or others", element.size()) : found(element)));
+      parse_value(element["path"], paths.emplace_back());
+      parse_value(element["weight"], weights.emplace_back());
+      if (paths.back().empty()) throw ConfigValueError("expected a path, found an empty one");
+      if (!(weights.back() > 0))
+        throw ConfigValueError(fmt::format("expected a weight above 0 for {}, found {}",
+                                           paths.back(), weights.back()));
+    }
+  }
+  config.data.train = std::move(paths);
+  config.data.train_weights = std::move(weights);
+}
+
 template <class Enum>
 requires std::is_enum_v<Enum> std::string print_value(Enum value) {
   for (const auto& [candidate, name] : names_of(value)) {
     if (candidate == value) return name;
   }
   return "?";
+}
+
+std::string print_training_data(const RunConfig& config) {
+  if (config.data.train_weights.empty()) return print_value(config.data.train);
+  std::string text = "[";
+  for (std::size_t i = 0; i < config.data.train.size(); ++i)
+    text += fmt::format("{}{{path: {}, weight: {}}}", i == 0 ? "" : ", ",
+                        print_value(config.data.train[i]), config.data.train_weights[i]);
+  return text + "]";
 }
 
 /// member(config) is a reference to the member that the key sets.
@@ -222,7 +258,9 @@ std::vector<ConfigField> make_fields() {
 
   SCONE_KEY(run.time_limit, "seconds after which the run saves and leaves with 75; 0: none");
 
-  SCONE_KEY(data.train, "token shards: files or folders");
+  fields.push_back({"data.train",
+                    "token shards: files or folders; several {path, weight} are mixed",
+                    parse_training_data, print_training_data});
   SCONE_KEY(data.validation, "token shards; empty: no evaluation");
   SCONE_KEY(data.prefetch, "batches made ahead, on a thread of their own");
   SCONE_KEY(data.attention_across_documents, "true: a sequence's documents see each other");

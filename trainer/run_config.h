@@ -33,9 +33,12 @@ struct RunConfig {
   } run;
   struct {
     std::vector<std::string> train;       // shard files or folders
+    std::vector<double> train_weights;    // of each of train, then a corpus by itself; empty: train
+                                          // is one corpus. Part of the key data.train
     std::vector<std::string> validation;  // empty: no evaluation
     int prefetch = 2;
     bool attention_across_documents = false;
+    bool allow_changed = false;  // no key: --allow-changed-data, for one start
   } data;
   struct {
     std::string vocabulary;  // file of `scone fgrams`; needed where model.fgram.layers > 0

@@ -8,20 +8,40 @@
 namespace scone {
 namespace {
 
-std::unique_ptr<TokenCorpus> open_corpus(const std::vector<std::string>& paths) {
-  return std::make_unique<TokenCorpus>(
-      std::vector<std::filesystem::path>(paths.begin(), paths.end()));
+std::unique_ptr<TokenCorpus> open_corpus(const std::vector<std::string>& paths, bool allow_changed,
+                                         std::vector<std::string>& changes) {
+  auto corpus =
+      std::make_unique<TokenCorpus>(std::vector<std::filesystem::path>(paths.begin(), paths.end()),
+                                    allow_changed ? ChangedShards::allow : ChangedShards::refuse);
+  changes.insert(changes.end(), corpus->changes().begin(), corpus->changes().end());
+  return corpus;
+}
+
+void open_training_data(const RunConfig& config, RunData& data) {
+  const auto& paths = config.data.train;
+  const auto open = [&](const std::vector<std::string>& of_one) -> const TokenCorpus& {
+    data.corpora.push_back(open_corpus(of_one, config.data.allow_changed, data.changes));
+    return *data.corpora.back();
+  };
+  if (config.data.train_weights.empty()) {
+    data.train = std::make_unique<TokenMixture>(open(paths));
+    return;
+  }
+  std::vector<TokenMixture::Part> parts;
+  for (std::size_t i = 0; i < paths.size(); ++i)
+    parts.push_back({&open({paths[i]}), config.data.train_weights[i], "data.train: " + paths[i]});
+  data.train = std::make_unique<TokenMixture>(parts);
 }
 
 }  // namespace
 
 RunData open_run_data(RunConfig& config) {
   RunData data;
-  data.train = open_corpus(config.data.train);
+  open_training_data(config, data);
   config.model.vocabulary_size = data.train->vocabulary_size();
-  data.tokenizer = load_corpus_tokenizer(*data.train);
+  data.tokenizer = load_corpus_tokenizer(*data.corpora.front());
   if (!config.data.validation.empty()) {
-    data.validation = open_corpus(config.data.validation);
+    data.validation = open_corpus(config.data.validation, config.data.allow_changed, data.changes);
     if (data.validation->tokenizer_fingerprint() != data.train->tokenizer_fingerprint())
       throw InputError(
           fmt::format("data.validation ({}) was tokenized with tokenizer {}, data.train ({}) with "

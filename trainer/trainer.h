@@ -74,6 +74,9 @@ class Trainer {
   void resume();
   /// Reads what a checkpoint holds of this run's state.
   void restore(const std::filesystem::path& checkpoint, const CheckpointManifest& saved);
+  /// Throws InputError where the data changed since a checkpoint, or warns where that is allowed.
+  void check_data(const std::filesystem::path& checkpoint,
+                  const std::vector<std::string>& changes) const;
   /// Logs how a save ended, if one has.
   void report_save();
   CheckpointManifest manifest() const;

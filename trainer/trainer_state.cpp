@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "data/shard_list.h"
 #include "data/tokenizer.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
@@ -28,6 +29,36 @@ void expect_equal(const std::filesystem::path& checkpoint, const std::string& wh
       fmt::format("{}: was written by a run with another {} ({}), this run has {}; give this run a "
                   "run.folder of its own, or set {} back",
                   checkpoint.string(), what, saved.dump(), configured.dump(), what));
+}
+
+nlohmann::json shards_json(const TokenMixture& mixture) {
+  nlohmann::json shards = nlohmann::json::array();
+  for (std::int64_t c = 0; c < mixture.size(); ++c) {
+    for (const ShardInfo& shard : mixture.corpus(c).shards())
+      shards.push_back({shard.path.string(), shard.tokens, shard.checksum});
+  }
+  return shards;
+}
+
+std::vector<ListedShard> listed_shards(const nlohmann::json& data) {
+  std::vector<ListedShard> shards;
+  for (const auto& shard : data.value("shards", nlohmann::json::array()))
+    shards.push_back({shard.at(0), shard.at(1), shard.at(2)});
+  return shards;
+}
+
+/// How the training data differ from those of a checkpoint, a line each; empty: not at all.
+std::vector<std::string> data_changes(const nlohmann::json& saved, const nlohmann::json& own) {
+  if (saved.at("corpus_fingerprint") == own.at("corpus_fingerprint")) return {};
+  const auto listed = listed_shards(saved);
+  auto changes =
+      listed.empty() ? std::vector<std::string>() : shard_changes(listed, listed_shards(own));
+  if (changes.empty())
+    changes.push_back(
+        fmt::format("fingerprint {}, before {}: other shards, or a mixture of other weights",
+                    own.at("corpus_fingerprint").get<std::string>(),
+                    saved.at("corpus_fingerprint").get<std::string>()));
+  return changes;
 }
 
 }  // namespace
@@ -60,6 +91,7 @@ CheckpointManifest Trainer::manifest() const {
   manifest.data = {{"epoch", data_state_.epoch},
                    {"sample", data_state_.sample},
                    {"corpus_fingerprint", data_.train->fingerprint()},
+                   {"shards", shards_json(*data_.train)},
                    {"tokenizer", data_.tokenizer->file().string()},
                    {"tokenizer_fingerprint", data_.train->tokenizer_fingerprint()}};
   if (data_.vocabulary)
@@ -102,6 +134,9 @@ void Trainer::finish_checkpoint() {
 }
 
 void Trainer::resume() {
+  if (!data_.changes.empty() && world_.rank() == 0)
+    spdlog::warn("shards are not those of the list beside them, which is allowed:{}",
+                 format_changes(data_.changes));
   // One rank chooses, so that all read the same checkpoint.
   std::string chosen;
   if (world_.rank() == 0) {
@@ -143,7 +178,7 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
            own.run.at("sequence_length"));
     expect("data.attention_across_documents", saved.run.at("attention_across_documents"),
            own.run.at("attention_across_documents"));
-    expect("data.train", saved.data.at("corpus_fingerprint"), own.data.at("corpus_fingerprint"));
+    check_data(checkpoint, data_changes(saved.data, own.data));
     if (both_have_fgrams)
       expect("fgrams.vocabulary", saved.fgrams.at("fingerprint"), own.fgrams.at("fingerprint"));
   }
@@ -154,6 +189,11 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
   data_state_ = {saved.data.at("epoch"), saved.data.at("sample")};
+  const std::int64_t samples =
+      SampleOrder(*data_.train, config_.trainer.sequence_length, config_.run.seed, true)
+          .samples_per_epoch();
+  if (config_.data.allow_changed && data_state_.sample > samples)  // of fewer data than before
+    data_state_ = {data_state_.epoch + 1, 0};
   if (saved.run.contains("bad_steps")) bad_steps_.restore(saved.run.at("bad_steps"));
   if (world_.rank() != 0) return;
   spdlog::info("resumed from {} at step {}", checkpoint.string(), step_);
@@ -161,6 +201,20 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
     spdlog::warn("{}: {}", checkpoint.string(),
                  had_fgrams ? "its f-gram model is dropped (model.fgram.layers is 0)"
                             : "holds no f-gram model; this run's begins anew");
+}
+
+void Trainer::check_data(const std::filesystem::path& checkpoint,
+                         const std::vector<std::string>& changes) const {
+  if (changes.empty()) return;
+  if (!config_.data.allow_changed)
+    throw InputError(fmt::format(
+        "{}: data.train is not what the run began with:{}\nset it back, give this run a run.folder "
+        "of its own, or go on with --allow-changed-data (at the same place of the new data's "
+        "order)",
+        checkpoint.string(), format_changes(changes)));
+  if (world_.rank() == 0)
+    spdlog::warn("{}: data.train is not what the run began with, which is allowed:{}",
+                 checkpoint.string(), format_changes(changes));
 }
 
 void Trainer::print_start(double peak) const {

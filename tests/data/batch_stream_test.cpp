@@ -153,6 +153,34 @@ TEST_F(BatchStreamTest, EverySampleOnceAnEpochInAnOrderOfItsOwn) {
   EXPECT_NE(epoch(0), epoch(1));
 }
 
+TEST_F(BatchStreamTest, ReadAheadAndMemoryUsedAgainChangeNothing) {
+  BatchStream plain(*corpus_, vocabulary_.get(), options());
+  BatchStreamOptions ahead = options();
+  ahead.read_ahead = 9;
+  ahead.prefetch = 4;
+  BatchStream other(*corpus_, vocabulary_.get(), ahead);
+  BatchStreamOptions none = options();
+  none.read_ahead = 0;
+  none.prefetch = 1;
+  BatchStream bare(*corpus_, vocabulary_.get(), none);
+  Batch again, from_bare;
+  for (int b = 0; b < 30; ++b) {
+    const Batch expected = plain.next();
+    other.next(again);
+    bare.next(from_bare);
+    for (const Batch* batch : {&again, &from_bare}) {
+      EXPECT_EQ(batch->tokens, expected.tokens);
+      EXPECT_EQ(batch->targets, expected.targets);
+      EXPECT_EQ(batch->attention_start, expected.attention_start);
+      EXPECT_EQ(batch->match, expected.match);
+      EXPECT_EQ(batch->fgrams, expected.fgrams);
+      EXPECT_EQ(batch->row_of_position, expected.row_of_position);
+      EXPECT_EQ(batch->local_targets, expected.local_targets);
+      EXPECT_EQ(batch->state_after.sample, expected.state_after.sample);
+    }
+  }
+}
+
 TEST_F(BatchStreamTest, UnionOverRanksIsTheGlobalBatch) {
   BatchStream whole(*corpus_, vocabulary_.get(), options());
   std::vector<Batch> expected;

@@ -1,18 +1,24 @@
 #include "data/token_corpus.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "data/hdf5_file.h"
+#include "data/shard_list.h"
 #include "data/token_shard.h"
 #include "parallel/error.h"
 #include "shard_writer.h"
@@ -92,6 +98,22 @@ TEST_P(TokenCorpusOfVocabulary, ReadsWhatTheWriterWrote) {
     corpus.read(first, piece);
     EXPECT_TRUE(std::equal(piece.begin(), piece.end(), expected.begin() + first)) << first;
   }
+  // Windows within shards and across them, to the last one that has a target.
+  std::vector<std::int32_t> inputs(700), targets(700);
+  for (std::int64_t first = 0; first + 700 < corpus.tokens(); first += 233) {
+    corpus.read_window(first, inputs, targets);
+    ASSERT_TRUE(std::equal(inputs.begin(), inputs.end(), expected.begin() + first)) << first;
+    ASSERT_TRUE(std::equal(targets.begin(), targets.end(), expected.begin() + first + 1)) << first;
+    std::vector<std::int64_t> ends, expected_ends;
+    corpus.document_ends(first, 700, ends);
+    for (std::int64_t at = first; at < first + 700; at = expected_ends.back())
+      expected_ends.push_back(corpus.document_of(at).end);
+    ASSERT_EQ(ends, expected_ends) << first;
+  }
+  corpus.read_window(corpus.tokens() - 701, inputs, targets);
+  EXPECT_EQ(targets.back(), expected.back());
+  EXPECT_THROW(corpus.read_window(corpus.tokens() - 700, inputs, targets), std::out_of_range);
+
   std::int64_t begin = 0;
   for (std::size_t d = 0; d < documents.size(); ++d) {
     const auto end = begin + static_cast<std::int64_t>(documents[d].size());
@@ -174,9 +196,35 @@ TEST(TokenCorpus, SkipsEmptyDocumentsAndShards) {
   EXPECT_EQ(corpus.documents(), 3);
   EXPECT_EQ(corpus.document(1).begin, 2);
   EXPECT_EQ(corpus.document_of(3).begin, 3);
+  std::vector<std::int64_t> ends;
+  corpus.document_ends(1, 3, ends);
+  EXPECT_THAT(ends, ElementsAreArray({2, 3, 4}));
   std::vector<std::int32_t> tokens(4);
   corpus.read(0, tokens);
   EXPECT_THAT(tokens, ElementsAreArray({1, 2, 3, 4}));
+}
+
+TEST(TokenCorpus, ReadsAheadWhatItIsAskedFor) {
+  const ScratchFolder folder;
+  write_shards(folder.path(), {std::vector<std::int32_t>(3'000'000, 5)}, 10, 4'000'000);
+  const std::filesystem::path shard = folder / "shard-00000.h5";
+  const int descriptor = ::open(shard.c_str(), O_RDONLY);
+  ASSERT_GE(descriptor, 0);
+  ::fsync(descriptor);
+  const TokenCorpus corpus({folder.path()});
+  ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+  ::close(descriptor);
+  const std::int64_t first = 2'000'000, count = 100'000;
+  if (corpus.is_cached(first, count)) {
+    std::cout << "this file system keeps all pages: only that asking does no harm is tested\n";
+  }
+  corpus.will_read(first, count);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!corpus.is_cached(first, count) && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(corpus.is_cached(first, count));
+  corpus.will_read(2'999'000, 100'000);  // beyond the end
+  EXPECT_TRUE(corpus.is_cached(3'000'000, 5));
 }
 
 TEST(TokenCorpus, FindsTheTokenizerBesideOrAboveTheShards) {
@@ -234,6 +282,13 @@ TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
     return error_of({folder / "damaged.h5"});
   };
   EXPECT_THAT(damaged("tokens", 2, 2, 10), HasSubstr("token id 10"));
+  {
+    const TokenCorpus corpus({folder / "damaged.h5"});
+    std::vector<std::int32_t> inputs(2), targets(2);
+    EXPECT_NO_THROW(corpus.read_window(0, std::span(inputs).first(1), std::span(targets).first(1)));
+    EXPECT_THROW(corpus.read_window(0, inputs, targets), InputError);  // as the last target
+    EXPECT_THROW(corpus.read_window(1, inputs, targets), InputError);
+  }
   EXPECT_THAT(damaged("document_offsets", 1, 8, 5), HasSubstr("offsets"));
   EXPECT_THAT(damaged("document_offsets", 2, 8, 3), HasSubstr("offsets"));
   EXPECT_THAT(damaged("document_offsets", 0, 8, 1), HasSubstr("offsets"));
@@ -243,6 +298,91 @@ TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
   EXPECT_THAT(error_of({good, folder / "other.h5"}), HasSubstr("1111"));
   write_shard(folder / "bigger.h5", {{1}}, 11, "00ff00ff00ff00ff");
   EXPECT_THAT(error_of({good, folder / "bigger.h5"}), HasSubstr("11 tokens"));
+}
+
+class ListedShardsTest : public ::testing::Test {
+ protected:
+  ListedShardsTest() {
+    write_shards(folder_.path(), random_documents(6, 100, 30, 500), 500, 300);
+    write_shard_list(folder_.path());
+  }
+  std::filesystem::path shard(int number) const {
+    return folder_ / ("shard-0000" + std::to_string(number) + ".h5");
+  }
+  /// Changes a token in place, and nothing that the shard says of itself.
+  void change_token(int number) const {
+    const std::int64_t offset = Hdf5File::open(shard(number)).dataset_offset("tokens");
+    std::fstream file(shard(number), std::ios::binary | std::ios::in | std::ios::out);
+    file.seekg(offset);
+    const int old = file.get();
+    file.seekp(offset);
+    file.put(static_cast<char>(old ^ 1));
+  }
+
+  ScratchFolder folder_;
+};
+
+TEST_F(ListedShardsTest, NamesEachShardThatIsMissingChangedOrNew) {
+  ASSERT_GT(TokenCorpus({folder_.path()}).shards().size(), 3u);
+  EXPECT_EQ(error_of({folder_.path()}), "no InputError");
+  std::filesystem::remove(shard(1));
+  change_token(2);
+  write_shards(folder_ / "other", {{1, 2, 3}}, 500, 100);
+  std::filesystem::rename(folder_ / "other/shard-00000.h5", folder_ / "extra.h5");
+  const std::string error = error_of({folder_.path()});
+  EXPECT_THAT(error, HasSubstr("shard-00001.h5: missing"));
+  EXPECT_THAT(error, HasSubstr("shard-00002.h5: changed"));
+  EXPECT_THAT(error, HasSubstr("extra.h5: not among them"));
+  EXPECT_THAT(error, ::testing::Not(HasSubstr("shard-00000.h5")));
+  EXPECT_THAT(error, HasSubstr("--allow-changed-data"));
+
+  const TokenCorpus allowed({folder_.path()}, ChangedShards::allow);
+  EXPECT_EQ(allowed.changes().size(), 3u);
+  // A shard by its name is taken as it is.
+  EXPECT_EQ(error_of({shard(0), shard(2)}), "no InputError");
+}
+
+TEST_F(ListedShardsTest, ACopyIsNoChange) {
+  const ScratchFolder copies;
+  const std::filesystem::path copy = copies / "copy";
+  std::filesystem::copy(folder_.path(), copy);
+  // Newer than the list, so they are hashed again.
+  const auto later = std::filesystem::file_time_type::clock::now() + std::chrono::hours(1);
+  for (const auto& entry : std::filesystem::directory_iterator(copy))
+    if (entry.path().extension() == ".h5") std::filesystem::last_write_time(entry.path(), later);
+  EXPECT_EQ(error_of({copy}), "no InputError");
+  EXPECT_EQ(TokenCorpus({copy}).fingerprint(), TokenCorpus({folder_.path()}).fingerprint());
+}
+
+TEST_F(ListedShardsTest, RefusesADamagedList) {
+  std::ofstream(folder_ / kShardListName) << "{\"format\": \"scone-shards\"}";
+  EXPECT_THAT(error_of({folder_.path()}), HasSubstr("shards.json"));
+}
+
+TEST(ShardChanges, TellsMovedShardsAndAnotherOrder) {
+  const std::vector<ListedShard> before = {{"a/0", 5, "x"}, {"a/1", 6, "y"}, {"a/2", 6, "y"}};
+  const std::vector<ListedShard> moved = {{"b/0", 5, "x"}, {"b/1", 6, "y"}, {"b/2", 6, "y"}};
+  EXPECT_TRUE(shard_changes(before, before).empty());
+  EXPECT_TRUE(shard_changes(before, moved).empty());
+  EXPECT_THAT(shard_changes(before, {moved[0], moved[1]}),
+              ::testing::ElementsAre(HasSubstr("a/2: missing")));
+  EXPECT_THAT(shard_changes(before, {before[1], before[0], before[2]}),
+              ::testing::ElementsAre(HasSubstr("another order")));
+}
+
+TEST(TokenCorpus, NamesEveryShardOfAnotherTokenizer) {
+  const ScratchFolder folder;
+  write_shard(folder / "a.h5", {{1}}, 10, "1111");
+  write_shard(folder / "b.h5", {{1}}, 10, "2222");
+  write_shard(folder / "c.h5", {{1}}, 10, "3333");
+  std::ofstream(folder / "d.txt") << "text";
+  const std::string error = error_of({folder.path()});
+  EXPECT_THAT(error, HasSubstr("b.h5: tokenized with tokenizer 2222"));
+  EXPECT_THAT(error, HasSubstr("c.h5: tokenized with tokenizer 3333"));
+  for (const char* name : {"e.h5", "f.h5"}) std::ofstream(folder / name) << "no HDF5";
+  const std::string broken = error_of({folder.path()});
+  EXPECT_THAT(broken, HasSubstr("e.h5"));
+  EXPECT_THAT(broken, HasSubstr("f.h5"));
 }
 
 }  // namespace

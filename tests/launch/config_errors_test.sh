@@ -79,8 +79,10 @@ ends 2 "--threads: expected 1.." "$scone" tokenize --input text.txt --output bad
 ends 2 "scone: error: type.yaml:7: model.main.width" "$mpirun" -np 3 "$scone" train type.yaml
 [ "$(grep -c 'expected an integer' err)" = 1 ] || fail "expected the message once from three ranks"
 ends 2 "1 sequences of 128 for 2 data-parallel ranks" "$mpirun" -np 2 "$scone" train good.yaml trainer.batch_tokens=128
-ends 2 "scone: error: [rank 0 of 2, " "$mpirun" -np 2 "$scone" tokenize --input absent.txt --output bad \
+ends 2 "scone: error: --input absent.txt" "$mpirun" -np 2 "$scone" tokenize --input absent.txt --output bad \
   --train-tokenizer 1K
+[ "$(grep -c 'absent.txt' err)" = 1 ] || fail "expected the message once from two ranks"
+ends 2 "scone: error: [rank 0 of 2, " "$mpirun" -np 2 "$scone" inspect absent.txt
 grep -q 'absent.txt' err || fail "expected the file's name in the failing rank's message"
 
 # The command line itself.

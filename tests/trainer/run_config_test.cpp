@@ -215,6 +215,28 @@ TEST_F(RunConfigTest, ImpossibleCombinationsNameTheMend) {
   EXPECT_THAT(override_error("data.train=[]"), HasSubstr("empty list"));
 }
 
+TEST_F(RunConfigTest, TrainingDataMayBeAWeightedMixture) {
+  const RunConfig one = load(kSmall);
+  EXPECT_TRUE(one.data.train_weights.empty());
+  const RunConfig mixed =
+      load(kSmall, {"data.train=[{path: books, weight: 0.7}, {weight: 3e-1, path: 'the web'}]"});
+  EXPECT_EQ(mixed.data.train, (std::vector<std::string>{"books", "the web"}));
+  EXPECT_EQ(mixed.data.train_weights, (std::vector<double>{0.7, 0.3}));
+  const RunConfig again = load(to_yaml(mixed));
+  EXPECT_EQ(again.data.train, mixed.data.train);
+  EXPECT_EQ(again.data.train_weights, mixed.data.train_weights);
+  // The last one given counts, whole.
+  EXPECT_TRUE(load(to_yaml(mixed), {"data.train=a"}).data.train_weights.empty());
+
+  EXPECT_THAT(override_error("data.train=[{path: a}]"), HasSubstr("found 1 keys"));
+  EXPECT_THAT(override_error("data.train=[{path: a, weight: 1}, b]"), HasSubstr("found 'b'"));
+  EXPECT_THAT(override_error("data.train=[{path: a, weights: 1}]"), HasSubstr("{path: P"));
+  EXPECT_THAT(override_error("data.train=[{path: a, weight: 0}]"), HasSubstr("above 0 for a"));
+  EXPECT_THAT(override_error("data.train=[{path: a, weight: x}]"), HasSubstr("a number"));
+  EXPECT_THAT(override_error("data.train=[a, {path: b, weight: 1}]"), HasSubstr("data.train"));
+  EXPECT_THAT(override_error("data.train={path: a, weight: 1}"), HasSubstr("a section of keys"));
+}
+
 TEST_F(RunConfigTest, ImpossibleGridsNameTheNearestValues) {
   EXPECT_EQ(override_error("parallel.main.tp=3", 8),
             "command line: parallel.main.tp: 3 does not divide the 8 ranks; the nearest valid "
