@@ -121,10 +121,10 @@ nlohmann::json bench_reading(const BenchDataOptions& options, CommandContext& co
   const auto* const tokens = reinterpret_cast<const std::uint16_t*>(mapped.data());
   // The stream's own order, but for the last window, which is short.
   const SamplePermutation order(1, 0, samples);
-  BatchStreamOptions options;
-  options.sequence_length = window;
-  options.batch_sequences = batch;
-  options.seed = 1;
+  BatchStreamOptions stream_options;
+  stream_options.sequence_length = window;
+  stream_options.batch_sequences = batch;
+  stream_options.seed = 1;
 
   std::array<std::vector<double>, 4> rates;
   std::array<std::uint64_t, 2> checks{};
@@ -137,10 +137,10 @@ nlohmann::json bench_reading(const BenchDataOptions& options, CommandContext& co
   };
   for (int round = -1; round < rounds; ++round) {  // the first one fills the page cache
     Loaded of_flat, of_corpus;
-    options.attention_across_documents = true;
-    BatchStream across(corpus, nullptr, options);
-    options.attention_across_documents = false;
-    BatchStream apart(corpus, nullptr, options);
+    stream_options.attention_across_documents = true;
+    BatchStream across(corpus, nullptr, stream_options);
+    stream_options.attention_across_documents = false;
+    BatchStream apart(corpus, nullptr, stream_options);
     Batch next_across, next_apart;
     seconds = {};
     // In slices, so that what else the machine does meets all ways alike.

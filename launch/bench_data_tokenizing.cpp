@@ -23,14 +23,14 @@
 namespace scone {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+namespace fs = std::filesystem;
+
 /// Other libraries to tokenize with.
 struct TokenizerPeers {
   fs::path packages;  // made by launch/tokenizer_peers.sh; empty: none
   fs::path script;    // launch/tokenizer_peers.mjs
 };
-
-using Clock = std::chrono::steady_clock;
-namespace fs = std::filesystem;
 
 constexpr std::int64_t most_bytes = 50'000'000;
 

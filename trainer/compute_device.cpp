@@ -41,12 +41,6 @@ ComputeDevice open_compute_device(const RunConfig& config, Communicator& host_wo
   if (config.parallel.communicator == Transport::mpi)
     return {cuda_backend(), make_staged_communicator(std::move(world)), describe_device()};
 #ifdef SCONE_HAS_NCCL
-  const int devices = cuda_device().count();
-  if (place.size > devices)
-    throw InputError(fmt::format(
-        "parallel.communicator: nccl wants a GPU for each rank, but this node has {} ranks and {} "
-        "GPU{}; start fewer ranks a node, or use mpi",
-        place.size, devices, devices == 1 ? "" : "s"));
   return {cuda_backend(), make_nccl_communicator(std::move(world)), describe_device()};
 #else
   throw InputError("parallel.communicator: nccl, but this build has no NCCL; use mpi");

@@ -52,8 +52,7 @@ class BatchResumeTest : public testing::TestWithParam<bool> {
     options.size = 200;
     options.min_count = 2;
     const auto self = make_self_communicator();
-    vocabulary_ = std::make_unique<FgramVocabulary>(
-        build_fgram_vocabulary(*self, *corpora_[0], options).contents);
+    vocabulary_ = std::make_unique<FgramVocabulary>(build_vocabulary(*self, *corpora_[0], options));
   }
   void write(const std::string& name, std::uint64_t seed, std::int64_t tokens) {
     Documents documents;
