@@ -204,10 +204,11 @@ void report(const FgramsArguments& arguments, const TokenCorpus& corpus,
 
 int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
   const auto begin = std::chrono::steady_clock::now();
-  if (arguments.vocabulary.empty() == (arguments.output.empty() && arguments.size.empty()))
-    throw InputError("scone fgrams: expected --output and --size, or --vocabulary");
-  if (arguments.vocabulary.empty() && arguments.size.empty())
-    throw InputError("scone fgrams: --size is missing: how many f-grams, such as 100K");
+  if (arguments.vocabulary.empty() && arguments.size.empty()) {
+    throw InputError(
+        "scone fgrams: expected --output FILE and --size S to count, or --vocabulary FILE for one "
+        "that exists");
+  }
   if (!arguments.vocabulary.empty() && !arguments.output.empty())
     throw InputError("scone fgrams: --vocabulary FILE is not counted anew; leave --output out");
   for (const std::string& tokens : arguments.batch_tokens) parse_size(tokens);
