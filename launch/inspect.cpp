@@ -385,7 +385,9 @@ void inspect(const fs::path& path, Report& report) {
   if (name == "bundle.json") return inspect_bundle(path.parent_path(), report);
   if (name == "manifest.json") return inspect_checkpoint(path.parent_path(), report);
   if (path.extension() == ".safetensors") return inspect_safetensors(path, report);
-  if (path.extension() == ".h5" || path.extension() == ".hdf5") return inspect_hdf5(path, report);
+  if (path.extension() == ".h5" || path.extension() == ".hdf5" || path.extension() == ".matches") {
+    return inspect_hdf5(path, report);
+  }
   if (path.extension() == ".bin") return inspect_table(path, report);
   if (name == "tokenizer.json" || name == "tokenizer.model") return inspect_tokenizer(path, report);
   if (name == kShardListName) return inspect_shard_list(path, report);
