@@ -108,7 +108,7 @@ FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenC
                                         const std::filesystem::path& output) {
   check_options(corpus, options);
   const NgramCounterOptions counting{options.max_length, options.min_count, options.memory_bytes,
-                                     options.progress};
+                                     options.program_bytes, options.progress};
   std::filesystem::path folder = options.spill;
   if (folder.empty()) {
     folder = output;
@@ -150,7 +150,8 @@ FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenC
     if (communicator.rank() == 0) writer = std::make_unique<FgramFileWriter>(output, header);
   });
   const std::int64_t left =
-      std::max<std::int64_t>(options.memory_bytes - private_memory_bytes(), std::int64_t{1} << 20U);
+      std::max<std::int64_t>(options.memory_bytes + options.program_bytes - private_memory_bytes(),
+                             std::int64_t{1} << 20U);
   rank_fgrams(communicator, levels, bits, selection, header.token_vocabulary_size, left, *spill,
               [&](const FgramRow& row) {
                 writer->add(row);

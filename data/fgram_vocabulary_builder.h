@@ -15,8 +15,9 @@ struct FgramBuildOptions {
   std::int64_t size = 0;  // S: how many of the survivors at most
   int max_length = 5;     // K
   std::int64_t min_count = 5;
-  std::int64_t memory_bytes = 4'000'000'000;  // of each rank: its private memory, all of it
-  std::filesystem::path spill;                // folder for temporary files; empty: OUTPUT.spill
+  std::int64_t memory_bytes = 4'000'000'000;  // of each rank, as NgramCounterOptions has it
+  std::int64_t program_bytes = 0;
+  std::filesystem::path spill;  // folder for temporary files; empty: OUTPUT.spill
   std::function<void(const NgramProgress&)> progress;  // on every rank; may be empty
 };
 

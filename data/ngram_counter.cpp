@@ -341,7 +341,7 @@ void check_memory(const Counting& counting, std::int64_t in_use) {
   if (counting.options.memory_bytes >= needed) return;
   throw InputError(fmt::format(
       "--memory {:.1f}M is too little to make progress: counting n-grams of up to {} "
-      "tokens on {} threads need {:.1f} MB beside the {:.1f} MB that the program itself holds; "
+      "tokens on {} threads need {:.1f} MB beside the {:.1f} MB that it holds already; "
       "give "
       "--memory {}M or more, or fewer threads",
       static_cast<double>(counting.options.memory_bytes) / 1e6, counting.options.max_length,
@@ -394,7 +394,8 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
   counting.last = boundary(communicator.rank() + 1);
   counting.threads = omp_get_max_threads();
   agree(communicator, [&] {
-    const std::int64_t in_use = private_memory_bytes();
+    const std::int64_t in_use =
+        std::max<std::int64_t>(0, private_memory_bytes() - options.program_bytes);
     check_memory(counting, in_use);
     counting.budget = options.memory_bytes - in_use;
   });

@@ -22,9 +22,11 @@ struct NgramProgress {
 };
 
 struct NgramCounterOptions {
-  int max_length = 5;                                  // K >= 2
-  std::int64_t min_count = 5;                          // >= 1
-  std::int64_t memory_bytes = 4'000'000'000;           // private memory of this process, all of it
+  int max_length = 5;          // K >= 2
+  std::int64_t min_count = 5;  // >= 1
+  // Private memory of this process, all of it but program_bytes: what the program and its libraries
+  // held before this work began (100 MB where CUDA's are among them).
+  std::int64_t memory_bytes = 4'000'000'000, program_bytes = 0;
   std::function<void(const NgramProgress&)> progress;  // on every rank; may be empty
 };
 

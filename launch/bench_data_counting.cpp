@@ -133,8 +133,11 @@ std::vector<std::int64_t> count_plainly(const TokenCorpus& corpus, int max_lengt
 std::vector<std::int64_t> count_ours(const TokenCorpus& corpus, const BenchDataOptions& options,
                                      const std::filesystem::path& folder, CommandContext& context,
                                      std::int64_t* spilled = nullptr) {
-  NgramCounterOptions counting{
-      options.max_length, options.min_count, parse_size(options.memory), {}};
+  NgramCounterOptions counting{options.max_length,
+                               options.min_count,
+                               parse_size(options.memory),
+                               private_memory_bytes(),
+                               {}};
   counting.progress = [&](const NgramProgress& progress) {
     if (spilled != nullptr && progress.ngrams >= 0) *spilled += progress.spilled_bytes;
   };

@@ -6,6 +6,7 @@
 
 #include "data/fgram_vocabulary.h"
 #include "data/fgram_vocabulary_builder.h"
+#include "data/memory_budget.h"
 #include "data/size_suffix.h"
 #include "data/token_corpus.h"
 #include "launch/bench_data.h"
@@ -54,6 +55,7 @@ nlohmann::json bench_matching(const BenchDataOptions& options, CommandContext& c
   building.max_length = options.max_length;
   building.min_count = 1;  // so that a small corpus has many
   building.memory_bytes = parse_size(options.memory);
+  building.program_bytes = private_memory_bytes();
   const auto path = folder.path() / "fgrams.h5";
   const std::int64_t built = build_fgram_vocabulary(context.world, corpus, building, path).size;
   print_bench_line(

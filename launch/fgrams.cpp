@@ -14,6 +14,7 @@
 #include "data/fgram_vocabulary_builder.h"
 #include "data/hdf5_file.h"
 #include "data/match_annotations.h"
+#include "data/memory_budget.h"
 #include "data/size_suffix.h"
 #include "launch/command.h"
 #include "launch/fgrams_report.h"
@@ -154,10 +155,11 @@ void print_summary(const FgramBuildResult& built, const FgramCoverage& coverage)
 
 /// Counts, and writes the vocabulary; what the result says of it.
 nlohmann::json build(const FgramsArguments& arguments, const TokenCorpus& corpus,
-                     CommandContext& context, FgramBuildResult& built) {
+                     std::int64_t program_bytes, CommandContext& context, FgramBuildResult& built) {
   FgramBuildOptions options;
   options.size = parse_size(arguments.size);
   options.memory_bytes = parse_size(arguments.memory);
+  options.program_bytes = program_bytes;
   options.max_length = arguments.max_length;
   options.min_count = arguments.min_count;
   options.spill = arguments.spill;
@@ -204,6 +206,7 @@ void report(const FgramsArguments& arguments, const TokenCorpus& corpus,
 
 int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
   const auto begin = std::chrono::steady_clock::now();
+  const std::int64_t program_bytes = private_memory_bytes();
   if (arguments.vocabulary.empty() && arguments.size.empty()) {
     throw InputError(
         "scone fgrams: expected --output FILE and --size S to count, or --vocabulary FILE for one "
@@ -224,7 +227,8 @@ int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
   }
   nlohmann::json result = nlohmann::json::object();
   FgramBuildResult built;
-  if (arguments.vocabulary.empty()) result = build(arguments, corpus, context, built);
+  if (arguments.vocabulary.empty())
+    result = build(arguments, corpus, program_bytes, context, built);
   const FgramVocabulary vocabulary(arguments.file(), arguments.vocabulary.empty() ? 0 : size);
   if (arguments.annotate) {
     write_match_annotations(context.world, corpus, vocabulary);
@@ -272,7 +276,8 @@ void add_fgrams(CLI::App& app, Action& action) {
       ->capture_default_str();
   command
       ->add_option("--memory", arguments->memory,
-                   "Memory that a rank may use, all of it, such as 4G")
+                   "Memory that a rank may use, such as 4G: all of it but what the program and its "
+                   "libraries hold at the start")
       ->capture_default_str();
   command->add_option("--spill", arguments->spill,
                       "Folder for temporary files, of this run alone (default: OUTPUT.spill)");

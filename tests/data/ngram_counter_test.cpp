@@ -101,7 +101,7 @@ TEST(NgramCounter, EqualsBruteForceOnAnyNumberOfRanks) {
         std::vector<std::int64_t>{vocabulary, 65'000, 1 << 24}[seed / 2 % 3];
     write_shard(folder / "shard.h5", documents, vocabulary_size);
     for (int ranks = 1; ranks <= 3; ++ranks) {
-      EXPECT_EQ(counted(folder / "shard.h5", ranks, {max_length, min_count, enough_memory, {}},
+      EXPECT_EQ(counted(folder / "shard.h5", ranks, {max_length, min_count, enough_memory, 0, {}},
                         folder / "spill"),
                 expected)
           << "seed " << seed << ", ranks " << ranks << ", vocabulary " << vocabulary_size;
@@ -115,7 +115,7 @@ TEST(NgramCounter, SpillsAndMergesToTheSame) {
   write_shard(folder / "shard.h5", documents, 400);
   const auto expected = brute_force(documents, 4, 2);
   std::int64_t spilled = 0;
-  NgramCounterOptions options{4, 2, enough_memory, {}};
+  NgramCounterOptions options{4, 2, enough_memory, 0, {}};
   EXPECT_EQ(counted(folder / "shard.h5", 1, options, folder / "spill"), expected);
   for (int ranks = 1; ranks <= 2; ++ranks) {
     // The least that it asks for.
@@ -174,7 +174,7 @@ TEST(NgramCounter, GoesOnAfterTheScansThatWereDone) {
   const Documents documents = random_documents(4, 300, 60, 50);
   write_shard(folder / "shard.h5", documents, 50);
   std::vector<int> counted_scans, taken_scans;
-  NgramCounterOptions options{4, 2, enough_memory, {}};
+  NgramCounterOptions options{4, 2, enough_memory, 0, {}};
   options.progress = [&](const NgramProgress& progress) {
     if (progress.ngrams >= 0)
       (progress.from_before ? taken_scans : counted_scans).push_back(progress.scan);
@@ -276,9 +276,11 @@ TEST(NgramCounter, TakesFewerTokensThanRanksAndNothingAtAll) {
   const ScratchFolder folder;
   write_shard(folder / "shard.h5", {{1, 2, 1, 2}}, 8);
   const std::map<std::size_t, Counts> expected{{2, {{{1, 2}, 2}}}};
-  EXPECT_EQ(counted(folder / "shard.h5", 6, {5, 2, enough_memory, {}}, folder / "spill"), expected);
+  EXPECT_EQ(counted(folder / "shard.h5", 6, {5, 2, enough_memory, 0, {}}, folder / "spill"),
+            expected);
   write_shard(folder / "shard.h5", {{4}, {4}, {4}, {4}}, 8);  // documents of one token have none
-  EXPECT_TRUE(counted(folder / "shard.h5", 2, {3, 1, enough_memory, {}}, folder / "spill").empty());
+  EXPECT_TRUE(
+      counted(folder / "shard.h5", 2, {3, 1, enough_memory, 0, {}}, folder / "spill").empty());
 }
 
 TEST(NgramCounter, AFileThatCannotGrowIsToldWithTheSpace) {
@@ -292,7 +294,7 @@ TEST(NgramCounter, AFileThatCannotGrowIsToldWithTheSpace) {
     setrlimit(RLIMIT_FSIZE, &small);
     std::string message;
     try {
-      counted(folder / "shard.h5", ranks, {4, 2, enough_memory, {}}, folder / "spill");
+      counted(folder / "shard.h5", ranks, {4, 2, enough_memory, 0, {}}, folder / "spill");
     } catch (const InputError& error) {
       message = error.what();
     }

@@ -16,7 +16,7 @@ for ranks in 1 2 4; do
   for memory in "${memories[@]}"; do
     for threads in 1 2; do
       begin=$EPOCHREALTIME
-      OMP_NUM_THREADS=$threads mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$ranks" \
+      OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$threads mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$ranks" \
         "$scone" fgrams --data "$shards" --output found.h5 --size "$size" --memory "$memory" 2>log || { cat log; exit 1; }
       [ -e first.h5 ] || cp found.h5 first.h5
       cmp first.h5 found.h5

@@ -39,7 +39,7 @@ least=$(grep -o 'give --memory [0-9]*M' err | grep -o '[0-9]*') || fail "no figu
 least=$((least + 2))M
 "${fgrams[@]}" --output few.h5 --memory "$least" 2>err || fail "--memory $least: is too little after all"
 grep -q ' [1-9][0-9.]* MB spilled)' err || fail "nothing was spilled with $least"
-SCONE_MATRIX_SIZE=20K bash "$here/fgrams_matrix.sh" "$scone" shards/train 100M 1G >matrix || fail "$(cat matrix)"
+SCONE_MATRIX_SIZE=20K bash "$here/fgrams_matrix.sh" "$scone" shards/train 20M 1G >matrix || fail "$(cat matrix)"
 "${fgrams[@]}" --output whole.h5 2>err
 cmp few.h5 whole.h5
 
