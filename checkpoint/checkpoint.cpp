@@ -59,7 +59,7 @@ std::optional<fs::path> find_checkpoint(const fs::path& path, std::vector<std::s
     if (problems.empty()) return candidate->second;
     if (skipped != nullptr) {
       skipped->push_back(
-          fmt::format("{} skipped: {}", candidate->second.string(), fmt::join(problems, "; ")));
+          fmt::format("{}: {}", candidate->second.string(), fmt::join(problems, "; ")));
     }
   }
   return std::nullopt;

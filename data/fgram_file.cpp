@@ -123,8 +123,8 @@ FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) : m
     const std::int64_t offset = file.dataset_offset(name);
     const std::size_t needed = static_cast<std::size_t>(size) * bytes;
     if (file.unsigned_element_bytes(name) != bytes || offset < 0 ||
-        static_cast<std::size_t>(offset) > mapping_.bytes() ||
-        mapping_.bytes() - static_cast<std::size_t>(offset) < needed) {
+        static_cast<std::size_t>(offset) > mapping_.all().size() ||
+        mapping_.all().size() - static_cast<std::size_t>(offset) < needed) {
       throw InputError(
           fmt::format("{}: dataset {} is not {} contiguous unsigned little-endian numbers of {} "
                       "bytes; make the file again",

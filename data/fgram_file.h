@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "data/file_mapping.h"
 #include "data/hdf5_file.h"
+#include "data/mapped_file.h"
 
 namespace scone {
 
@@ -75,7 +75,7 @@ class FgramFile {
  private:
   FgramHeader header_;
   FgramColumns columns_;
-  FileMapping mapping_;
+  MappedFile mapping_;
 };
 
 /// Writes a file of f-grams row by row, under a temporary name until it is whole. The bytes depend

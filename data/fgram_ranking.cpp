@@ -10,9 +10,9 @@
 #include <optional>
 #include <stdexcept>
 
-#include "data/agreement.h"
 #include "data/external_sorter.h"
 #include "data/spill_reader.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -77,7 +77,7 @@ void collect(Communicator& communicator, const NgramLevelFile& level,
       1024, bytes / static_cast<std::int64_t>(sizeof(Record) * (ranks + 1))));
   std::optional<SpillFile> file;
   std::optional<SpillReader<Record>> reader;
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     file.emplace(SpillFile::open(level.path));
     reader.emplace(*file, 0, static_cast<std::size_t>(level.records), 4096);
   });
@@ -86,7 +86,7 @@ void collect(Communicator& communicator, const NgramLevelFile& level,
   for (bool more = true; more;) {
     own.clear();
     const Record* record = nullptr;
-    agree(communicator, [&] {
+    run_agreed(communicator, [&] {
       while (own.size() < block && (record = reader->next()) != nullptr)
         if (selection.holds(level.length, *record)) own.push_back(*record);
     });
@@ -97,7 +97,7 @@ void collect(Communicator& communicator, const NgramLevelFile& level,
     std::vector<Record> received(static_cast<std::size_t>(total));
     communicator.all_to_all(std::as_bytes(std::span(own)), send_counts,
                             std::as_writable_bytes(std::span(received)), counts, sizeof(Record));
-    agree(communicator, [&] {
+    run_agreed(communicator, [&] {
       for (const Record& one : received) add(one);
     });
     more = communicator.all_reduce_value(std::int64_t{record != nullptr}, ReduceOp::max) != 0;
@@ -208,12 +208,12 @@ void rank_fgrams(Communicator& communicator, const std::vector<NgramLevelFile>& 
       if (root) own.emplace(*ranking, level.length);
       collect<Words>(communicator, level, selection, memory_bytes / 6,
                      [&](const NgramRecord<Words>& record) { own->add(record); });
-      agree(communicator, [&] {
+      run_agreed(communicator, [&] {
         if (root) own->place();
       });
     });
   }
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     if (root) ranking->take_all(token_vocabulary_size, take);
   });
 }

@@ -4,7 +4,7 @@
 #include <functional>
 #include <limits>
 
-#include "data/agreement.h"
+#include "parallel/agreed_errors.h"
 
 namespace scone {
 namespace {
@@ -26,7 +26,7 @@ void each_record(const NgramLevelFile& level, const Visit& visit) {
 std::vector<std::int64_t> histogram(Communicator& communicator, std::size_t bins,
                                     const std::function<void(std::vector<std::int64_t>&)>& tally) {
   std::vector<std::int64_t> counts(bins, 0);
-  agree(communicator, [&] { tally(counts); });
+  run_agreed(communicator, [&] { tally(counts); });
   communicator.all_reduce(std::span(counts), ReduceOp::sum);
   return counts;
 }

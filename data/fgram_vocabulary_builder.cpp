@@ -10,13 +10,13 @@
 #include <span>
 #include <string>
 
-#include "data/agreement.h"
 #include "data/fgram_file.h"
 #include "data/fgram_ranking.h"
 #include "data/fgram_selection.h"
 #include "data/memory_budget.h"
 #include "data/ngram_key.h"
 #include "data/spill_folder.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -71,7 +71,7 @@ void check_space(Communicator& communicator, const SpillFolder& spill, std::int6
     char disk[320];
   };
   Need own{needed, 0, {}};
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     own.free = spill.free_bytes();
     spill.disk().copy(own.disk, sizeof(own.disk) - 1);
   });
@@ -81,7 +81,7 @@ void check_space(Communicator& communicator, const SpillFolder& spill, std::int6
     std::memcpy(&other, bytes.data(), sizeof(other));
     if (std::strcmp(other.disk, own.disk) == 0) on_disk += other.bytes;
   }
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     if (on_disk <= own.free) return;
     throw InputError(
         fmt::format("{}: counting may need {:.1f} MB for temporary files, {:.1f} MB are free; give "
@@ -115,7 +115,8 @@ FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenC
     folder += ".spill";
   }
   std::optional<SpillFolder> spill;
-  agree(communicator, [&] { spill.emplace(folder, communicator.rank(), communicator.size()); });
+  run_agreed(communicator,
+             [&] { spill.emplace(folder, communicator.rank(), communicator.size()); });
   const int bits = bits_of_token(corpus.vocabulary_size());
   check_space(communicator, *spill,
               estimated_spill_bytes(corpus.tokens() / communicator.size(), bits, counting));
@@ -146,7 +147,7 @@ FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenC
   header.size = selection.size;
   header.max_length = options.max_length;
   std::unique_ptr<FgramFileWriter> writer;
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     if (communicator.rank() == 0) writer = std::make_unique<FgramFileWriter>(output, header);
   });
   const std::int64_t left =
@@ -157,7 +158,7 @@ FgramBuildResult build_fgram_vocabulary(Communicator& communicator, const TokenC
                 writer->add(row);
                 ++result.chosen[row.length];
               });
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     if (writer) writer->finish();
   });
   communicator.all_reduce(std::span(result.chosen), ReduceOp::sum);

@@ -6,9 +6,10 @@
 #include <algorithm>
 #include <string>
 
-#include "data/agreement.h"
-#include "data/file_mapping.h"
 #include "data/hdf5_file.h"
+#include "data/loop_errors.h"
+#include "data/mapped_file.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -56,13 +57,13 @@ void check_format(const Hdf5File& file, const std::filesystem::path& path) {
 }
 
 /// Where the lengths lie in the file's mapping.
-const std::byte* mapped_lengths(const Hdf5File& file, const FileMapping& mapping,
+const std::byte* mapped_lengths(const Hdf5File& file, const MappedFile& mapping,
                                 const std::filesystem::path& path, std::int64_t tokens) {
   const std::int64_t offset = file.dataset_offset("/match_length");
   if (tokens < 0 || file.dataset_shape("/match_length") != std::vector<std::int64_t>{tokens} ||
       file.unsigned_element_bytes("/match_length") != 1 || offset < 0 ||
-      static_cast<std::size_t>(offset) > mapping.bytes() ||
-      mapping.bytes() - static_cast<std::size_t>(offset) < static_cast<std::size_t>(tokens)) {
+      static_cast<std::size_t>(offset) > mapping.all().size() ||
+      mapping.all().size() - static_cast<std::size_t>(offset) < static_cast<std::size_t>(tokens)) {
     throw InputError(fmt::format(
         "{}: /match_length is not {} contiguous bytes; remove the file, or make it again",
         path.string(), tokens));
@@ -129,7 +130,7 @@ std::filesystem::path annotation_path(const std::filesystem::path& shard) {
 
 void write_match_annotations(Communicator& communicator, const TokenCorpus& corpus,
                              const FgramVocabulary& vocabulary) {
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     if (vocabulary.tokenizer_fingerprint() != corpus.tokenizer_fingerprint()) {
       throw InputError(fmt::format(
           "{}: the shards' tokenizer is {}, the f-gram vocabulary's {}; give shards of one",
@@ -157,7 +158,7 @@ AnnotationInfo verify_annotation(const std::filesystem::path& path) {
   info.fgrams_max_length = file.integer_attribute("fgrams_max_length");
   info.fgrams_fingerprint = file.string_attribute("fgrams_fingerprint");
   info.shard_checksum = file.string_attribute("shard_checksum");
-  const FileMapping mapping(path);
+  const MappedFile mapping(path);
   const std::byte* lengths = mapped_lengths(file, mapping, path, info.tokens);
   const std::string found =
       fmt::format("{:016x}", XXH3_64bits(lengths, static_cast<std::size_t>(info.tokens)));
@@ -171,7 +172,7 @@ AnnotationInfo verify_annotation(const std::filesystem::path& path) {
 struct MatchAnnotations::Shard {
   std::int64_t begin;  // its first token in the corpus
   std::filesystem::path path;
-  std::unique_ptr<FileMapping> file;  // null: matched by looking all up
+  std::unique_ptr<MappedFile> file;  // null: matched by looking all up
   const std::uint8_t* lengths = nullptr;
 };
 
@@ -190,7 +191,7 @@ MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramVocabul
     if (file.string_attribute("fgrams_fingerprint") != fingerprint ||
         file.string_attribute("shard_checksum") != info.checksum)
       continue;
-    shard.file = std::make_unique<FileMapping>(shard.path);
+    shard.file = std::make_unique<MappedFile>(shard.path);
     shard.lengths = reinterpret_cast<const std::uint8_t*>(
         mapped_lengths(file, *shard.file, shard.path, info.tokens));
     annotated_tokens_ += info.tokens;

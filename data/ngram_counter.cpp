@@ -9,13 +9,14 @@
 #include <stdexcept>
 #include <string>
 
-#include "data/agreement.h"
+#include "data/loop_errors.h"
 #include "data/memory_budget.h"
 #include "data/ngram_candidates.h"
 #include "data/ngram_filter.h"
 #include "data/ngram_key.h"
 #include "data/ngram_level_list.h"
 #include "data/ngram_store.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -100,7 +101,7 @@ class Scan {
     division_ = {ranks_, static_cast<std::uint64_t>(communicator.all_reduce_value(
                              static_cast<std::int64_t>(memory_.partitions), ReduceOp::min))};
     budget_ = std::make_unique<MemoryBudget>(memory_.table_bytes);
-    agree(communicator, [&] {
+    run_agreed(communicator, [&] {
       spill_ = std::make_unique<SpillFile>(
           SpillFile::create(counting.spill.path() / fmt::format("runs-{}", length), false));
     });
@@ -114,7 +115,7 @@ class Scan {
     NgramLevelFile level;
     level.length = length_;
     level.path = counting_.spill.path() / fmt::format("level-{}", length_);
-    agree(counting_.communicator, [&] { write_survivors(level); });
+    run_agreed(counting_.communicator, [&] { write_survivors(level); });
     level.total = counting_.communicator.all_reduce_value(level.records, ReduceOp::sum);
     level.spilled_bytes = spill_->size();
     return level;
@@ -134,7 +135,7 @@ class Scan {
     for (std::int64_t round = 0; round < rounds; ++round) {
       const std::int64_t begin = std::min(counting_.first + round * memory_.chunk, counting_.last);
       const std::int64_t end = std::min(begin + memory_.chunk, counting_.last);
-      agree(communicator, [&] {
+      run_agreed(communicator, [&] {
         divide_candidates(begin, end);
         if (ranks_ == 1) {
           for_partitions(division_.partitions, [&](std::size_t p) {
@@ -243,7 +244,7 @@ class Scan {
     PageBuffer<Record> received(source_begin.back());
     communicator.all_to_all(std::as_bytes(send_.span().first(sent_)), send_counts_,
                             std::as_writable_bytes(received.span()), counts, sizeof(Record));
-    agree(communicator, [&] {
+    run_agreed(communicator, [&] {
       // Each source's records are in the order of the partitions.
       const std::size_t stride = division_.partitions + 1;
       std::vector<std::size_t> begins(ranks_ * stride, 0);
@@ -393,7 +394,7 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
   counting.first = boundary(communicator.rank());
   counting.last = boundary(communicator.rank() + 1);
   counting.threads = omp_get_max_threads();
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     const std::int64_t in_use =
         std::max<std::int64_t>(0, private_memory_bytes() - options.program_bytes);
     check_memory(counting, in_use);
@@ -402,11 +403,11 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
 
   NgramLevelList list(spill.path(), corpus, options, communicator.size(), counting.bits);
   std::vector<NgramLevelFile> levels;
-  agree(communicator, [&] { levels = list.read(); });
+  run_agreed(communicator, [&] { levels = list.read(); });
   // Ranks go on from where the last of them was.
   levels.resize(static_cast<std::size_t>(
       communicator.all_reduce_value(static_cast<std::int64_t>(levels.size()), ReduceOp::min)));
-  agree(communicator, [&] {
+  run_agreed(communicator, [&] {
     std::vector<std::string> kept{NgramLevelList::file_name};
     for (const NgramLevelFile& level : levels) kept.push_back(level.path.filename());
     spill.keep_only(kept);
@@ -430,7 +431,7 @@ std::vector<NgramLevelFile> count_ngrams(Communicator& communicator, const Token
     levels.push_back(with_key_words(length, counting.bits, [&]<int Words>() {
       return Scan<Words>(counting, length, filter.get()).run();
     }));
-    agree(communicator, [&] { list.write(levels); });
+    run_agreed(communicator, [&] { list.write(levels); });
     report_done(levels.back(), false);
   }
   while (!levels.empty() && levels.back().total == 0) levels.pop_back();

@@ -50,7 +50,8 @@ int run_bake(Arguments& arguments, CommandContext& context) {
   if (context.is_root()) report = [&](const BakeProgress& progress) { line(progress); };
   const BakeResult result = bake_bundle(arguments.options, cpu_backend(), context.world, report);
   if (!context.is_root()) return 0;
-  for (const std::string& skipped : result.skipped) fmt::print(stderr, "warning: {}\n", skipped);
+  for (const std::string& skipped : result.skipped)
+    fmt::print(stderr, "warning: skipped {}\n", skipped);
   const std::string bundle = arguments.options.bundle.string();
   if (!context.json) {
     fmt::print("Baked {} (step {}) into {}\n", result.checkpoint.string(), result.step, bundle);

@@ -30,21 +30,11 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 /// The corpus' tokens as uint16, one after another, in a file that goes with the object.
 class FlatFile {
  public:
-  explicit FlatFile(const TokenCorpus& corpus) {
-    std::string name = (fs::temp_directory_path() / "scone-bench-XXXXXX").string();
-    const int descriptor = ::mkstemp(name.data());
-    if (descriptor < 0)
-      throw std::runtime_error(fmt::format("{}: cannot be created for the flat file", name));
-    ::close(descriptor);
-    path_ = name;
+  FlatFile(const TokenCorpus& corpus, const std::string& parent)
+      : folder_(parent), path_(folder_.path() / "tokens.bin") {
     std::ofstream stream(path_, std::ios::binary);
     std::vector<std::int32_t> tokens;
     for (std::int64_t first = 0; first < corpus.tokens(); first += 1 << 20) {
@@ -58,15 +48,10 @@ class FlatFile {
     stream.close();
     if (!stream) throw std::runtime_error(fmt::format("{}: cannot be written", path_.string()));
   }
-  ~FlatFile() {
-    std::error_code ignored;
-    fs::remove(path_, ignored);
-  }
-  FlatFile(const FlatFile&) = delete;
-  FlatFile& operator=(const FlatFile&) = delete;
   const fs::path& path() const { return path_; }
 
  private:
+  BenchFolder folder_;
   fs::path path_;
 };
 
@@ -116,7 +101,7 @@ nlohmann::json bench_reading(const BenchDataOptions& options, CommandContext& co
     throw InputError(fmt::format(
         "{}: expected at least {} tokens of a vocabulary of at most 65,536, found {} of {}",
         corpus_path.string(), batch * window + 1, corpus.tokens(), corpus.vocabulary_size()));
-  const FlatFile flat(corpus);
+  const FlatFile flat(corpus, options.folder);
   const MappedFile mapped(flat.path());
   const auto* const tokens = reinterpret_cast<const std::uint16_t*>(mapped.data());
   // The stream's own order, but for the last window, which is short.
@@ -172,11 +157,11 @@ nlohmann::json bench_reading(const BenchDataOptions& options, CommandContext& co
              static_cast<double>(batches * batch * window) / 1e6, window);
   fmt::print("{:<28} {:>14} {:>12}\n", "", "M tokens/s", "of flat");
   for (std::size_t way = 0; way < rates.size(); ++way) {
-    const double rate = median(rates[way]);
+    const double rate = median_of(rates[way]);
     std::vector<double> shares;
     for (std::size_t round = 0; round < rates[way].size(); ++round)
       shares.push_back(rates[way][round] / rates[0][round]);
-    const double share = median(shares);
+    const double share = median_of(shares);
     fmt::print("{:<28} {:>14.0f} {:>12.2f}\n", names[way], rate / 1e6, share);
     result[keys[way]] = {{"tokens_per_second", rate}, {"of_flat", share}};
   }

@@ -38,40 +38,26 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 /// The first documents of a text, and the file that hands them to other programs.
 struct Texts {
   std::vector<std::string> documents;
   std::int64_t bytes = 0;
+  BenchFolder folder;
   fs::path file;
 
-  explicit Texts(const fs::path& path) {
+  Texts(const fs::path& path, const std::string& parent)
+      : folder(parent), file(folder.path() / "documents.jsonl") {
     TextSource source({path}, InvalidUtf8::replace);
     for (std::string text; bytes < most_bytes && source.next(text);) {
       bytes += static_cast<std::int64_t>(text.size());
       documents.push_back(std::move(text));
     }
-    std::string name = (fs::temp_directory_path() / "scone-bench-XXXXXX").string();
-    const int descriptor = ::mkstemp(name.data());
-    if (descriptor < 0) throw std::runtime_error(fmt::format("{}: cannot be created", name));
-    ::close(descriptor);
-    file = name;
     std::ofstream stream(file);
     for (const std::string& text : documents)
       stream << nlohmann::json{{"text", text}}.dump() << '\n';
     stream.close();
-    if (!stream) throw std::runtime_error(fmt::format("{}: cannot be written", name));
+    if (!stream) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
   }
-  ~Texts() {
-    std::error_code ignored;
-    fs::remove(file, ignored);
-  }
-  Texts(const Texts&) = delete;
-  Texts& operator=(const Texts&) = delete;
 };
 
 /// One pass of one way: what it took, and what tells that ids are the same.
@@ -152,7 +138,7 @@ nlohmann::json bench_tokenizing(const BenchDataOptions& options, CommandContext&
   const TokenizerPeers peers{options.peers, options.peers_script};
   const int rounds = options.rounds;
   if (!context.is_root()) return {};
-  const Texts texts(text);
+  const Texts texts(text, options.folder);
   struct Way {
     std::string key, name;
     std::function<Pass()> run;
@@ -188,15 +174,15 @@ nlohmann::json bench_tokenizing(const BenchDataOptions& options, CommandContext&
              load_tokenizer(tokenizer)->description());
   fmt::print("{:<22} {:>8} {:>12} {:>10} {:>10}\n", "", "MB/s", "tokens", "ids", "scone is");
   for (const Way& way : ways) {
-    const double rate = median(way.rates);
+    const double rate = median_of(way.rates);
     const bool same =
         way.last.tokens == ways[0].last.tokens && way.last.id_sum == ways[0].last.id_sum;
     fmt::print("{:<22} {:>8.2f} {:>12} {:>10} {:>9.2f}x\n", way.name, rate / 1e6, way.last.tokens,
-               same ? "the same" : "others", median(ways[0].rates) / rate);
+               same ? "the same" : "others", median_of(ways[0].rates) / rate);
     result[way.key] = {{"bytes_per_second", rate},
                        {"tokens", way.last.tokens},
                        {"same_ids", same},
-                       {"scone_is_faster_by", median(ways[0].rates) / rate}};
+                       {"scone_is_faster_by", median_of(ways[0].rates) / rate}};
   }
   if (peers.packages.empty())
     fmt::print("no --peers: other libraries were left out (launch/tokenizer_peers.sh)\n");

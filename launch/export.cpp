@@ -16,7 +16,8 @@ struct Arguments {
 int run_export(const Arguments& arguments, CommandContext& context) {
   if (!context.is_root()) return 0;
   const ExportResult result = export_model(arguments.path, arguments.out);
-  for (const std::string& skipped : result.skipped) fmt::print(stderr, "warning: {}\n", skipped);
+  for (const std::string& skipped : result.skipped)
+    fmt::print(stderr, "warning: skipped {}\n", skipped);
   if (!context.json) {
     fmt::print("Exported {} (step {}, {} parameters) into {}\n", result.checkpoint.string(),
                result.step, result.parameters, arguments.out);

@@ -15,22 +15,6 @@
 
 namespace scone {
 
-bool built_with_cuda() {
-#ifdef SCONE_HAS_CUDA
-  return true;
-#else
-  return false;
-#endif
-}
-
-bool built_with_nccl() {
-#ifdef SCONE_HAS_NCCL
-  return true;
-#else
-  return false;
-#endif
-}
-
 ComputeDevice open_compute_device(const RunConfig& config, Communicator& host_world) {
   std::unique_ptr<Communicator> world = host_world.split(0, host_world.name());
 #ifdef SCONE_HAS_CUDA

@@ -9,9 +9,6 @@
 
 namespace scone {
 
-bool built_with_cuda();
-bool built_with_nccl();
-
 /// What a run computes on.
 struct ComputeDevice {
   Backend& backend;

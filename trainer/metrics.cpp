@@ -15,12 +15,14 @@ MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step
   std::ofstream kept(fresh, std::ios::trunc);
   for (std::string line; last_step > 0 && std::getline(in, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_object() && json.value("step", std::int64_t{0}) <= last_step) kept << line << '\n';
+    const bool has_step =
+        json.is_object() && json.contains("step") && json["step"].is_number_integer();
+    if (has_step && json["step"].get<std::int64_t>() <= last_step) kept << line << '\n';
   }
   kept.close();
   if (kept) std::filesystem::rename(fresh, file);
   out_.open(file, std::ios::app);
-  if (!out_) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
+  if (!kept || !out_) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
 }
 
 void MetricsLog::write(const StepMetrics& m) {

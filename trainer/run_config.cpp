@@ -11,7 +11,7 @@
 #include <sstream>
 
 #include "parallel/error.h"
-#include "trainer/compute_device.h"
+#include "trainer/built_with.h"
 #include "trainer/config_schema.h"
 
 namespace scone {
@@ -359,7 +359,7 @@ void validate(const ConfigReader& reader, int ranks) {
 
 std::int64_t RunConfig::total_steps() const {
   if (trainer.steps > 0) return trainer.steps;
-  return (trainer.tokens + trainer.batch_tokens - 1) / trainer.batch_tokens;
+  return trainer.tokens / trainer.batch_tokens + (trainer.tokens % trainer.batch_tokens != 0);
 }
 
 RunConfig load_run_config(const std::filesystem::path& file,

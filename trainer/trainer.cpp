@@ -113,7 +113,8 @@ BatchStreamOptions Trainer::stream_options() const {
 StepMetrics Trainer::train_step() {
   const auto step_start = Clock::now();
   StepMetrics metrics;
-  const Batch batch = batches_->next();
+  batches_->next(batch_);
+  const Batch& batch = batch_;
   const std::int64_t own_targets = grids_.main.tensor_rank() == 0 ? batch.local_targets : 0;
   const std::int64_t targets =
       std::max<std::int64_t>(1, world_.all_reduce_value(own_targets, ReduceOp::sum));
@@ -327,11 +328,14 @@ TrainingResult Trainer::run() {
     }
     report_save();
     if (metrics.skipped() && (config_.trainer.on_bad_step == BadStep::stop ||
-                              bad_steps_.in_a_row() >= config_.trainer.bad_steps_in_a_row))
+                              bad_steps_.in_a_row() >= config_.trainer.bad_steps_in_a_row)) {
+      writer_->wait();  // all ranks come here, and what is being saved is good
+      report_save();
       throw std::runtime_error(
           fmt::format("step {}: {} ({} bad steps in a row); lower optimizer.peak_lr or look at the "
                       "data",
                       step_, metrics.skip_reason, bad_steps_.in_a_row()));
+    }
     if (due(config_.checkpoint.every) || stop_requested_) {
       save_checkpoint();
       saved_step = step_;

@@ -123,6 +123,7 @@ class Trainer {
   bool stop_requested_ = false;
   std::function<void(std::int64_t)> in_step_;
   std::optional<double> validation_loss_;
+  Batch batch_;  // of the step; its memory is used again
   Tensor rows_buffer_, row_gradients_buffer_;
 };
 

@@ -176,6 +176,8 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
     expect("run.seed", saved.run.at("seed"), own.run.at("seed"));
     expect("trainer.sequence_length", saved.run.at("sequence_length"),
            own.run.at("sequence_length"));
+    if (config_.trainer.tokens > 0)  // the steps left are counted in batches of this size
+      expect("trainer.batch_tokens", saved.run.at("batch_tokens"), own.run.at("batch_tokens"));
     expect("data.attention_across_documents", saved.run.at("attention_across_documents"),
            own.run.at("attention_across_documents"));
     check_data(checkpoint, data_changes(saved.data, own.data));

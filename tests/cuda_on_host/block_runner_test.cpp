@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

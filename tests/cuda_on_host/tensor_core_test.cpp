@@ -3,7 +3,7 @@
 #include "attention_cases.h"
 #include "model/ops/cuda/attention_tiles.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 // Tests of the host's stand-ins for PTX, as the kernels use them: in whole products.
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "parallel/error.h"
-#include "trainer/compute_device.h"
+#include "trainer/built_with.h"
 #include "trainer/config_schema.h"
 
 namespace scone {

@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <fstream>
+#include <limits>
 
 #include "checkpoint/bake.h"
 #include "model/ops/ops.h"
@@ -81,6 +82,47 @@ TEST(Trainer, RefusesACheckpointOfAnotherModel) {
     EXPECT_THAT(error.what(), ::testing::HasSubstr("another model"));
     EXPECT_THAT(error.what(), ::testing::HasSubstr("run.folder"));
   }
+}
+
+// A length in tokens is counted in batches of one size; one in steps is not.
+TEST(Trainer, RefusesAnotherBatchSizeWhereTheLengthIsInTokens) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 0);
+  config.trainer.steps = 0;
+  config.trainer.tokens = 4 * config.trainer.batch_tokens;
+  Trainer(config, cpu_backend(), *self).save_checkpoint();
+  config.trainer.batch_tokens *= 2;
+  try {
+    Trainer other(config, cpu_backend(), *self);
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("trainer.batch_tokens"));
+  }
+  config.trainer.tokens = 0;
+  config.trainer.steps = 4;
+  EXPECT_NO_THROW(Trainer(config, cpu_backend(), *self));
+}
+
+TEST(RunConfig, StepsOfAnyLengthInTokens) {
+  RunConfig config;
+  config.trainer.batch_tokens = 256;
+  config.trainer.tokens = std::numeric_limits<std::int64_t>::max();
+  EXPECT_EQ(config.total_steps(), (std::int64_t{1} << 55));
+  config.trainer.tokens = 257;
+  EXPECT_EQ(config.total_steps(), 2);
+}
+
+TEST(MetricsLog, DropsLinesWithoutAStepThatCounts) {
+  const TinyData data;
+  const auto path = data.folder() / "metrics.jsonl";
+  std::ofstream(path) << "{\"step\":1}\n{\"step\":\"x\"}\nnot json\n{\"loss\":1}\n{\"step\":3}\n";
+  { MetricsLog log(path, 2); }
+  std::ifstream lines(path);
+  std::string first, second;
+  EXPECT_TRUE(std::getline(lines, first));
+  EXPECT_EQ(first, "{\"step\":1}");
+  EXPECT_FALSE(std::getline(lines, second)) << second;
 }
 
 TEST(Trainer, ASignalSavesAndStops) {

@@ -6,36 +6,30 @@
 namespace scone {
 namespace {
 
-std::size_t row_bytes(const Tensor& table) {
-  return static_cast<std::size_t>(table.dim(1)) * sizeof(float);
+/// target[to[i]] = source[from[i]]; a null index is i itself.
+void copy_rows(const Tensor& source, const std::int32_t* from, const Tensor& target,
+               const std::int32_t* to, std::int64_t count) {
+  if (count == 0) return;
+  const std::int64_t width = source.dim(1);
+  const float* in = source.data<float>();
+  float* out = target.data<float>();
+  const std::size_t bytes = static_cast<std::size_t>(width) * sizeof(float);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < count; ++i)
+    std::memcpy(out + (to == nullptr ? i : to[i]) * width,
+                in + (from == nullptr ? i : from[i]) * width, bytes);
 }
 
 }  // namespace
 
 void CpuBackend::gather_rows(const Tensor& source, const Tensor& index, const Tensor& target,
                              std::int64_t count) {
-  if (count == 0) return;
-  const std::int64_t width = source.dim(1);
-  const float* from = source.data<float>();
-  const std::int32_t* row = index.data<std::int32_t>();
-  float* to = target.data<float>();
-  const std::size_t bytes = row_bytes(source);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < count; ++i)
-    std::memcpy(to + i * width, from + row[i] * width, bytes);
+  copy_rows(source, index.data<std::int32_t>(), target, nullptr, count);
 }
 
 void CpuBackend::scatter_rows(const Tensor& source, const Tensor& index, const Tensor& target,
                               std::int64_t count) {
-  if (count == 0) return;
-  const std::int64_t width = source.dim(1);
-  const float* from = source.data<float>();
-  const std::int32_t* row = index.data<std::int32_t>();
-  float* to = target.data<float>();
-  const std::size_t bytes = row_bytes(source);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < count; ++i)
-    std::memcpy(to + row[i] * width, from + i * width, bytes);
+  copy_rows(source, nullptr, target, index.data<std::int32_t>(), count);
 }
 
 void CpuBackend::scatter_add_rows(const Tensor& source, const Tensor& index, const Tensor& target,

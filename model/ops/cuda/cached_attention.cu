@@ -7,7 +7,7 @@
 #include "model/ops/cuda/cached_attention.h"
 #include "model/ops/cuda/head_elements.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

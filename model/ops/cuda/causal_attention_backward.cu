@@ -9,7 +9,7 @@
 #include "model/ops/cuda/attention_tiles.h"
 #include "model/ops/cuda/causal_attention_kernels.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "model/ops/cuda/cross_entropy.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/tensor_core.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

@@ -1,6 +1,6 @@
 #include "model/ops/cuda/elementwise.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

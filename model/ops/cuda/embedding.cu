@@ -6,7 +6,7 @@
 
 #include "model/ops/cuda/embedding.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

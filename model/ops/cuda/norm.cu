@@ -1,8 +1,8 @@
 #include "model/ops/cuda/elementwise.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/norm.h"
 #include "model/ops/ops.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

@@ -1,7 +1,7 @@
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/rope.h"
 #include "model/ops/ops.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

@@ -3,8 +3,8 @@
 #include <stdexcept>
 
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/rows.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {

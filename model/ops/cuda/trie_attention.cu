@@ -8,8 +8,8 @@
 
 #include "model/ops/cuda/head_elements.h"
 #include "model/ops/cuda/kernel_tools.h"
-#include "model/ops/cuda/launch.h"
 #include "model/ops/cuda/trie_attention.h"
+#include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
 namespace {
