@@ -105,11 +105,11 @@ int run_train(const Arguments& arguments, CommandContext& context) {
     return 0;
   }
   if (config.compute.threads > 0) omp_set_num_threads(config.compute.threads);
+  const ComputeDevice device = open_compute_device(config, world);
   if (context.is_root()) make_folder(config.run.folder);
   world.barrier();
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
-  const ComputeDevice device = open_compute_device(config, world);
   // May refuse, and then leaves the folder's files as they were.
   Trainer trainer(config, device.backend, *device.world);
   trainer.call_in_step(fault);
