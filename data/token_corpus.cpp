@@ -156,11 +156,12 @@ std::vector<std::filesystem::path> shard_files(const std::vector<std::filesystem
   return {files.begin(), files.end()};
 }
 
-/// Whether a folder's list of shards was written before the file was last changed.
+/// Whether the file was last changed after the folder's list of shards was written, or in the same
+/// tick of the file system's clock.
 bool is_newer_than_list(const std::filesystem::path& shard, const std::filesystem::path& folder) {
   std::error_code error;
   const auto list_time = std::filesystem::last_write_time(folder / kShardListName, error);
-  return !error && std::filesystem::last_write_time(shard, error) > list_time && !error;
+  return !error && std::filesystem::last_write_time(shard, error) >= list_time && !error;
 }
 
 /// How the shards of a folder differ from the list beside them. A shard written after the list is
