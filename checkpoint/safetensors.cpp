@@ -10,7 +10,7 @@
 #include <stdexcept>
 
 #include "checkpoint/file_checksum.h"
-#include "checkpoint/row_format.h"
+#include "checkpoint/table/row_format.h"
 #include "parallel/error.h"
 
 namespace scone {

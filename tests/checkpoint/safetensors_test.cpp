@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "checkpoint/export_names.h"
-#include "checkpoint/row_format.h"
+#include "checkpoint/table/row_format.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
 #include "tiny_run.h"

@@ -1,7 +1,6 @@
-#include "checkpoint/row_format.h"
+#include "checkpoint/table/row_format.h"
 
-#include <fmt/format.h>
-
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -68,13 +67,31 @@ void decode_16(const std::byte* stored, std::span<float> row, Convert convert) {
   }
 }
 
+void encode_8(std::span<const float> row, std::byte* out) {
+  float largest = 0;
+  for (const float value : row) largest = std::max(largest, std::fabs(value));
+  const float scale = largest / 127.0F;
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    const long number = scale > 0 ? std::lrint(row[i] / scale) : 0;
+    out[i] = static_cast<std::byte>(static_cast<std::int8_t>(std::clamp(number, -127L, 127L)));
+  }
+  std::memcpy(out + row.size(), &scale, sizeof(scale));
+}
+
+void decode_8(const std::byte* stored, std::span<float> row) {
+  float scale = 0;
+  std::memcpy(&scale, stored + row.size(), sizeof(scale));
+  for (std::size_t i = 0; i < row.size(); ++i)
+    row[i] = scale * static_cast<float>(static_cast<std::int8_t>(stored[i]));
+}
+
 }  // namespace
 
 RowType row_type_of(const std::string& name) {
-  for (const RowType type : {RowType::fp32, RowType::bf16, RowType::fp16}) {
+  for (const RowType type : {RowType::fp32, RowType::bf16, RowType::fp16, RowType::int8}) {
     if (name == name_of(type)) return type;
   }
-  throw InputError(fmt::format("table row type: expected fp32, bf16 or fp16, found \"{}\"", name));
+  throw InputError("table row type: expected fp32, bf16, fp16 or int8, found \"" + name + "\"");
 }
 
 const char* name_of(RowType type) {
@@ -85,14 +102,27 @@ const char* name_of(RowType type) {
       return "bf16";
     case RowType::fp16:
       return "fp16";
+    case RowType::int8:
+      return "int8";
   }
   return "unknown";
 }
 
-std::int64_t bytes_of(RowType type) { return type == RowType::fp32 ? 4 : 2; }
+std::int64_t row_bytes(RowType type, std::int64_t width) {
+  switch (type) {
+    case RowType::fp32:
+      return 4 * width;
+    case RowType::bf16:
+    case RowType::fp16:
+      return 2 * width;
+    case RowType::int8:
+      return width + 4;
+  }
+  return 0;
+}
 
 std::int64_t record_bytes(RowType type, std::int64_t width) {
-  return (width * bytes_of(type) + 63) / 64 * 64;
+  return (row_bytes(type, width) + 63) / 64 * 64;
 }
 
 void encode_row(RowType type, std::span<const float> row, std::byte* out) {
@@ -104,6 +134,8 @@ void encode_row(RowType type, std::span<const float> row, std::byte* out) {
       return encode_16(row, out, to_bf16);
     case RowType::fp16:
       return encode_16(row, out, to_fp16);
+    case RowType::int8:
+      return encode_8(row, out);
   }
 }
 
@@ -116,6 +148,8 @@ void decode_row(RowType type, const std::byte* stored, std::span<float> row) {
       return decode_16(stored, row, from_bf16);
     case RowType::fp16:
       return decode_16(stored, row, from_fp16);
+    case RowType::int8:
+      return decode_8(stored, row);
   }
 }
 

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace scone {
+
+/// What an index says of itself.
+struct TableIndexHeader {
+  std::int64_t rows = 0;    // ids are below it
+  std::int64_t unused = 0;  // of them, ids that no key has: f-grams longer than max_length
+  int max_length = 0;       // K: the longest f-gram that is found
+  std::int64_t token_vocabulary_size = 0;
+  std::string fgrams;  // fingerprint of the keys in the order of their ids
+};
+
+/// An f-gram as its prefix and its last token.
+struct TableKey {
+  std::int64_t prefix =
+      0;  // -1 - token: a 2-gram's first token; else the id of the prefix, lower than its own
+  std::int32_t last_token = 0;
+  bool used = true;  // false: of an id that no key has
+};
+
+/// Exact map from token n-grams to the ids of their rows, at most 6 bytes an f-gram for token
+/// vocabularies of up to 64K and 100M f-grams. Children of each prefix lie together, as packed
+/// pairs of scattered token and id, in the order of the scattered tokens; where each prefix's begin
+/// is kept in unary. What is no f-gram is never found. Immutable, safe to use from several threads.
+class TableIndex {
+ public:
+  /// Reads an index file whole. Throws InputError: missing, cut, foreign, or inconsistent.
+  explicit TableIndex(const std::filesystem::path& path);
+  ~TableIndex();
+  TableIndex(TableIndex&&) noexcept;
+
+  /// Writes an index file, and syncs it; its bytes depend on header and keys alone. key_of(id) is
+  /// called several times for each id in 0..rows - 1. Throws InputError for keys that are no
+  /// f-grams (a prefix not below its id, a token beyond the vocabulary, a key twice),
+  /// std::runtime_error where writing fails.
+  static void write(const std::filesystem::path& path, const TableIndexHeader& header,
+                    const std::function<TableKey(std::int64_t id)>& key_of);
+
+  const TableIndexHeader& header() const;
+  /// Bytes in memory.
+  std::int64_t memory_bytes() const;
+
+  /// Id of an n-gram; -1: it is no f-gram (as anything of less than 2 tokens).
+  std::int64_t find(std::span<const std::int32_t> ngram) const;
+  /// ids[i]: of the n-gram tokens[offsets[i]] .. tokens[offsets[i + 1] - 1]; many probes are in
+  /// flight. Throws std::invalid_argument for unequal sizes.
+  void find(std::span<const std::int32_t> tokens, std::span<const std::int64_t> offsets,
+            std::span<std::int64_t> ids) const;
+  /// Longest match ending at each position: ids[i] is the f-gram with the smallest start in
+  /// `tokens` that ends at i, or -1; lengths[i], where not empty: its tokens, or 0. Many probes are
+  /// in flight. Throws std::invalid_argument for unequal sizes.
+  void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids,
+             std::span<std::uint8_t> lengths = {}) const;
+  /// The keys in the order of their ids (for writing the index of the first ids anew).
+  std::vector<TableKey> keys() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace scone
