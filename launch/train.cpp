@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "launch/command.h"
+#include "launch/run_lock.h"
 #include "launch/session.h"
 #include "model/ops/ops.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
 #include "trainer/compute_device.h"
@@ -106,8 +108,12 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   }
   if (config.compute.threads > 0) omp_set_num_threads(config.compute.threads);
   const ComputeDevice device = open_compute_device(config, world);
-  if (context.is_root()) make_folder(config.run.folder);
-  world.barrier();
+  std::optional<RunLock> lock;  // outlives the trainer, whose end may write
+  run_agreed(world, [&] {
+    if (!context.is_root()) return;
+    make_folder(config.run.folder);
+    lock.emplace(config.run.folder);
+  });
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
   // May refuse, and then leaves the folder's files as they were.
