@@ -91,4 +91,16 @@ int flock(int descriptor, int operation) {
 C
 ends 0 'run/.lock cannot be locked \(No locks available\); see to it' env HDF5_USE_FILE_LOCKING=FALSE LD_PRELOAD="$PWD/refuse.so" \
   "$scone" train run.yaml trainer.steps=1
+# Folders where the run writes files, and a name for the metrics that is taken: refused, and nothing is written over.
+for name in log.txt config.yaml; do
+  mkdir -p "taken-$name/$name"
+  ends 2 "scone: error: run.folder: taken-$name/$name is a folder, but the run writes a file of this name; move it away" \
+    "$mpirun" -np 2 "$scone" train run.yaml "run.folder=taken-$name"
+done
+mkdir -p taken-metrics/metrics.jsonl
+ends 2 'logging.metrics: taken-metrics/metrics.jsonl cannot be written: it is a folder; give another name' \
+  "$scone" train run.yaml run.folder=taken-metrics
+cp run/config.yaml before.yaml
+ends 2 "logging.metrics: 'config.yaml' is another file of the run's folder" "$scone" train run.yaml logging.metrics=config.yaml
+cmp run/config.yaml before.yaml || fail "config.yaml was written over"
 echo "run_folder_test: passed"
