@@ -106,26 +106,26 @@ CheckpointManifest Trainer::manifest() const {
 void Trainer::save_checkpoint() {
   const Phase phase("checkpoint");
   writer_->save(manifest(), state(true, has_fgrams()));
-  report_save();
+  report_saves();
 }
 
-void Trainer::report_save() {
-  const auto outcome = writer_->take_outcome();
-  if (!outcome) return;
-  save_error_ = outcome->error;
-  if (world_.rank() != 0) return;
-  if (!outcome->saved())
-    spdlog::warn("checkpoint of step {} was not saved, the ones before it stay: {}", outcome->step,
-                 outcome->error);
-  else
-    spdlog::info("checkpoint {}, {:.1f} MB in {}", outcome->path.string(),
-                 static_cast<double>(outcome->bytes) / 1e6, format_duration(outcome->seconds));
-  if (!outcome->warning.empty()) spdlog::warn("checkpoint: {}", outcome->warning);
+void Trainer::report_saves() {
+  while (const auto outcome = writer_->take_outcome()) {
+    save_error_ = outcome->error;
+    if (world_.rank() != 0) continue;
+    if (!outcome->saved())
+      spdlog::warn("checkpoint of step {} was not saved, the ones before it stay: {}",
+                   outcome->step, outcome->error);
+    else
+      spdlog::info("checkpoint {}, {:.1f} MB in {}", outcome->path.string(),
+                   static_cast<double>(outcome->bytes) / 1e6, format_duration(outcome->seconds));
+    if (!outcome->warning.empty()) spdlog::warn("checkpoint: {}", outcome->warning);
+  }
 }
 
 void Trainer::finish_checkpoint() {
   writer_->wait();
-  report_save();
+  report_saves();
   if (!save_error_.empty())
     throw std::runtime_error(fmt::format(
         "the last checkpoint was not saved: {}; the one before it is whole, start again to go on "
