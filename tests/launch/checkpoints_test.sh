@@ -151,3 +151,12 @@ assert worst < 1e-4, worst
 PYTHON
 ends 0 'its f-gram model is dropped' "$scone" train run.yaml run.folder=legs trainer.steps=21 model.fgram.layers=0 fgrams.vocabulary="''"
 ends 0 "holds no f-gram model; this run's begins anew" "$scone" train run.yaml run.folder=legs trainer.steps=22
+
+# Settings that are not the checkpoint's: the key that was changed is named, on all ranks at once.
+"$scone" train run.yaml run.folder=keys trainer.steps=2 >/dev/null 2>&1
+for change in "model.main.width=32 model.main.width: 64 in the checkpoint, 32 in this run" \
+  "fgrams.size=200 fgrams.size: 300 in the checkpoint, 200 in this run" \
+  "fgrams.max_length=3 fgrams.max_length: 5 in the checkpoint, 3 in this run"; do
+  ends 2 "^  ${change#* }$" "$mpirun" -np 2 "$scone" train run.yaml run.folder=keys "${change%% *}"
+  [ "$(grep -c 'in the checkpoint' out)" = 1 ] || fail "more keys than the one are named: $(cat out)"
+done
