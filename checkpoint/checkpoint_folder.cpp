@@ -90,7 +90,7 @@ fs::path publish_checkpoint(const fs::path& checkpoints, std::int64_t step) {
   // Where the file system can, an old one of the same step is exchanged at once.
   if (fs::exists(target) &&
       ::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
-    sync_path(checkpoints);
+    sync_published(target);
     std::error_code ignored;  // the next save tries again
     fs::remove_all(made, ignored);
   } else {

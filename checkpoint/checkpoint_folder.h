@@ -25,7 +25,8 @@ std::filesystem::path temporary_folder(const std::filesystem::path& checkpoints,
 void prepare_checkpoint_folder(const std::filesystem::path& checkpoints, std::int64_t step);
 
 /// Puts the finished temporary folder in its place, where an older checkpoint of the step may be,
-/// durably. Returns the checkpoint's path. Throws std::runtime_error.
+/// durably. Returns the checkpoint's path. Throws std::runtime_error, NotSyncedError where it is in
+/// its place; an older one stays then, in the temporary or the aside folder.
 std::filesystem::path publish_checkpoint(const std::filesystem::path& checkpoints,
                                          std::int64_t step);
 

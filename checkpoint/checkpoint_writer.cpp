@@ -104,7 +104,9 @@ CheckpointWriter::CheckpointWriter(fs::path checkpoints, std::unique_ptr<Communi
       options_(options),
       exceptions_at_start_(std::uncaught_exceptions()) {}
 
-CheckpointWriter::~CheckpointWriter() {
+CheckpointWriter::~CheckpointWriter() { close(); }
+
+void CheckpointWriter::close() {
   // A rank that has failed never joins the save that the others may be waiting in.
   if (std::uncaught_exceptions() > exceptions_at_start_) communicator_->cancel();
   wait();
@@ -116,12 +118,15 @@ void CheckpointWriter::wait() {
 
 std::optional<SaveOutcome> CheckpointWriter::take_outcome() {
   const std::lock_guard lock(mutex_);
-  return std::exchange(outcome_, std::nullopt);
+  if (outcomes_.empty()) return std::nullopt;
+  SaveOutcome oldest = std::move(outcomes_.front());
+  outcomes_.pop_front();
+  return oldest;
 }
 
 void CheckpointWriter::set_outcome(SaveOutcome outcome) {
   const std::lock_guard lock(mutex_);
-  outcome_ = std::move(outcome);
+  outcomes_.push_back(std::move(outcome));
 }
 
 void CheckpointWriter::save(const CheckpointManifest& manifest,
@@ -299,6 +304,10 @@ void CheckpointWriter::finish(const CheckpointManifest& manifest,
     write_text_durably(temporary / "manifest.json", manifest_text(stored));
     sync_path(temporary);
     outcome.path = publish_checkpoint(checkpoints_, manifest.step);
+  } catch (const NotSyncedError& error) {
+    outcome.path = checkpoints_ / checkpoint_name(manifest.step);
+    outcome.warning = fmt::format("{}; the older ones are kept", error.what());
+    return;
   } catch (const std::exception& error) {
     outcome.error = fmt::format("rank 0: {}", error.what());
     return;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -27,7 +28,7 @@ struct SaveOutcome {
   std::int64_t step = 0;
   std::filesystem::path path;  // of the checkpoint; empty: it was not written
   std::string error;           // which rank failed, and why
-  std::string warning;         // saved, but old checkpoints could not be removed (rank 0's view)
+  std::string warning;         // saved, but not yet for sure, or old ones are left (rank 0's view)
   std::int64_t bytes = 0;      // of all ranks' files
   double seconds = 0;          // this rank's, from the first byte to the rename
   bool saved() const { return error.empty(); }
@@ -51,7 +52,7 @@ class CheckpointWriter {
   /// cancel are used. checkpoints: one folder that all ranks see.
   CheckpointWriter(std::filesystem::path checkpoints, std::unique_ptr<Communicator> communicator,
                    CheckpointOptions options);
-  /// Waits for the save under way; when an exception is on its way, cancels it.
+  /// close()
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
@@ -65,7 +66,11 @@ class CheckpointWriter {
   /// Waits for the save under way.
   void wait();
 
-  /// Outcome of the last save that has ended, once.
+  /// Waits for the save under way; when an exception is on its way, cancels it. Nothing may be
+  /// saved after that.
+  void close();
+
+  /// Outcome of a save that has ended, each once, the oldest first.
   std::optional<SaveOutcome> take_outcome();
 
   /// How long the last save() kept its caller.
@@ -89,7 +94,7 @@ class CheckpointWriter {
   double blocked_seconds_ = 0;
   int exceptions_at_start_;
   std::mutex mutex_;
-  std::optional<SaveOutcome> outcome_;  // guarded by mutex_
+  std::deque<SaveOutcome> outcomes_;  // not taken yet; guarded by mutex_
 };
 
 }  // namespace scone

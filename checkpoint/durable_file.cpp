@@ -47,6 +47,16 @@ void write_text_durably(const fs::path& path, const std::string& text) {
   sync_path(path);
 }
 
+void sync_published(const fs::path& target) {
+  try {
+    sync_path(target.has_parent_path() ? target.parent_path() : ".");
+  } catch (const std::runtime_error& error) {
+    throw NotSyncedError(
+        fmt::format("{} is in its place, but a crash of the machine may undo that: {}",
+                    target.string(), error.what()));
+  }
+}
+
 void publish_folder(const fs::path& made, const fs::path& target, const fs::path& aside) {
   std::error_code error;
   const bool replaces = fs::exists(target);
@@ -61,7 +71,7 @@ void publish_folder(const fs::path& made, const fs::path& target, const fs::path
     throw std::runtime_error(fmt::format("{}: cannot be renamed to {}: {}", made.string(),
                                          target.string(), error.message()));
   }
-  sync_path(target.parent_path());
+  sync_published(target);
   if (replaces) fs::remove_all(aside, error);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,19 @@ void sync_path(const std::filesystem::path& path);
 /// Writes a text file and syncs it. Throws std::runtime_error naming the path.
 void write_text_durably(const std::filesystem::path& path, const std::string& text);
 
+/// What was published is in its place, but its parent could not be synced: a crash of the machine
+/// may undo that.
+class NotSyncedError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Syncs the parent of what has just been renamed to `target`. Throws NotSyncedError naming both.
+void sync_published(const std::filesystem::path& target);
+
 /// Puts the finished folder `made` in the place of `target` (which may exist; it is set aside as
-/// `aside` first and removed last) and syncs their parent. Throws std::runtime_error.
+/// `aside` first and removed last) and syncs their parent. Throws std::runtime_error where `target`
+/// is as it was, NotSyncedError where it is the new one; what was set aside stays then.
 void publish_folder(const std::filesystem::path& made, const std::filesystem::path& target,
                     const std::filesystem::path& aside);
 

@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "launch/command.h"
+#include "launch/run_lock.h"
 #include "launch/session.h"
 #include "model/ops/ops.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
 #include "trainer/compute_device.h"
@@ -66,9 +68,18 @@ std::function<void(std::int64_t)> parse_fault(const std::string& text, const Com
   };
 }
 
-[[noreturn]] void cannot_write(const std::filesystem::path& folder) {
-  throw InputError(fmt::format("run.folder: {} cannot be written; choose another or make room",
-                               folder.string()));
+[[noreturn]] void cannot_write(const std::filesystem::path& path) {
+  throw InputError(
+      fmt::format("run.folder: {} cannot be written; choose another or make room", path.string()));
+}
+
+[[noreturn]] void cannot_write_file(const std::filesystem::path& file) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(file, error)) cannot_write(file);
+  throw InputError(fmt::format(
+      "run.folder: {} is a folder, but the run writes a file of this name; move it away, or choose "
+      "another run.folder",
+      file.string()));
 }
 
 /// Throws InputError where the folder cannot be made or written.
@@ -83,17 +94,25 @@ void make_folder(const std::filesystem::path& folder) {
   std::filesystem::remove(probe, error);
 }
 
-/// Writes config.yaml, and sends the log to log.txt too.
+/// Writes config.yaml, and sends the log to log.txt too. Throws InputError where they cannot be
+/// written.
 void describe_run(const RunConfig& config) {
   const std::filesystem::path folder = config.run.folder;
+  const auto log = folder / "log.txt", yaml = folder / "config.yaml";
+  try {
+    spdlog::default_logger()->sinks().push_back(
+        std::make_shared<spdlog::sinks::basic_file_sink_mt>(log.string()));
+  } catch (const spdlog::spdlog_ex&) {
+    cannot_write_file(log);
+  }
   const auto partial = folder / "config.yaml.new";
-  std::ofstream yaml(partial, std::ios::trunc);
-  yaml << to_yaml(config);
-  yaml.close();
-  if (!yaml) cannot_write(folder);
-  std::filesystem::rename(partial, folder / "config.yaml");
-  spdlog::default_logger()->sinks().push_back(
-      std::make_shared<spdlog::sinks::basic_file_sink_mt>((folder / "log.txt").string()));
+  std::ofstream file(partial, std::ios::trunc);
+  file << to_yaml(config);
+  file.close();
+  if (!file) cannot_write_file(partial);
+  std::error_code error;
+  std::filesystem::rename(partial, yaml, error);
+  if (error) cannot_write_file(yaml);
 }
 
 int run_train(const Arguments& arguments, CommandContext& context) {
@@ -106,8 +125,12 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   }
   if (config.compute.threads > 0) omp_set_num_threads(config.compute.threads);
   const ComputeDevice device = open_compute_device(config, world);
-  if (context.is_root()) make_folder(config.run.folder);
-  world.barrier();
+  std::optional<RunLock> lock;  // outlives the trainer, whose end may write
+  run_agreed(world, [&] {
+    if (!context.is_root()) return;
+    make_folder(config.run.folder);
+    lock.emplace(config.run.folder);
+  });
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
   // May refuse, and then leaves the folder's files as they were.
@@ -118,10 +141,10 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   if (config.parallel.timeout > 0)
     watchdog.emplace(std::chrono::duration<double>(config.parallel.timeout),
                      [](const std::string& message) { end_all_ranks(message, 1); });
-  if (context.is_root()) {
-    describe_run(trainer.config());
-    spdlog::info("computing on {}", device.description);
-  }
+  run_agreed(world, [&] {
+    if (context.is_root()) describe_run(trainer.config());
+  });
+  if (context.is_root()) spdlog::info("computing on {}", device.description);
   const TrainingResult result = trainer.run();
   nlohmann::json json = {{"step", result.step},
                          {"tokens", result.tokens},

@@ -4,6 +4,9 @@
 
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <system_error>
+
+#include "parallel/error.h"
 
 namespace scone {
 
@@ -20,9 +23,14 @@ MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step
     if (has_step && json["step"].get<std::int64_t>() <= last_step) kept << line << '\n';
   }
   kept.close();
-  if (kept) std::filesystem::rename(fresh, file);
+  std::error_code error;
+  if (kept) std::filesystem::rename(fresh, file, error);
   out_.open(file, std::ios::app);
-  if (!kept || !out_) throw std::runtime_error(fmt::format("{}: cannot be written", file.string()));
+  if (!kept || error || !out_)
+    throw InputError(
+        fmt::format("logging.metrics: {} cannot be written{}; give another name, or "
+                    "make room",
+                    file.string(), std::filesystem::is_directory(file) ? ": it is a folder" : ""));
 }
 
 void MetricsLog::write(const StepMetrics& m) {

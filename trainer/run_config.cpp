@@ -299,6 +299,28 @@ void check_optimizer(const ConfigReader& reader) {
         "a number from 0 to 1", text(optimizer.decay_fraction));
 }
 
+/// The metrics are a file of run.folder beside the run's others, which they must not replace.
+void check_metrics_name(const ConfigReader& reader) {
+  const std::string& name = reader.config.logging.metrics;
+  const bool is_name =
+      !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+      std::none_of(name.begin(), name.end(), [](char c) { return c >= 0 && c < ' '; });
+  if (!is_name)
+    reader.fail("logging.metrics",
+                fmt::format("expected the name of a file in run.folder, such as metrics.jsonl, "
+                            "found '{}'",
+                            name));
+  static const std::vector<std::string> taken = {"config.yaml", "config.yaml.new", "log.txt",
+                                                 "checkpoints", ".lock",           ".writable",
+                                                 "report.html"};
+  if (std::find(taken.begin(), taken.end(), name) != taken.end())
+    reader.fail(
+        "logging.metrics",
+        fmt::format("'{}' is another file of the run's folder; give a name of its own, such "
+                    "as metrics.jsonl",
+                    name));
+}
+
 void validate(const ConfigReader& reader, int ranks) {
   const RunConfig& config = reader.config;
   check_compute(reader);
@@ -342,15 +364,16 @@ void validate(const ConfigReader& reader, int ranks) {
                             "{}",
                             most_threads, config.compute.threads));
   at_least_one("logging.every", config.logging.every);
-  at_least_one("trainer.bad_step_window", config.trainer.bad_step_window);
+  if (config.trainer.bad_step_window < 2)  // one step has no deviation: nothing would be far off
+    reader.fail("trainer.bad_step_window",
+                fmt::format("expected at least 2, found {}", config.trainer.bad_step_window));
   at_least_one("trainer.bad_steps_in_a_row", config.trainer.bad_steps_in_a_row);
   const auto at_least_zero = [&](const char* key, double value) {
     if (value < 0) reader.fail(key, fmt::format("expected at least 0, found {}", value));
   };
   at_least_zero("trainer.bad_step_sigma", config.trainer.bad_step_sigma);
   at_least_zero("run.time_limit", config.run.time_limit);
-  if (config.logging.metrics.empty())
-    reader.fail("logging.metrics", "expected a file name, found ''");
+  check_metrics_name(reader);
   check_optimizer(reader);
   check_trainer(reader, ranks);
 }

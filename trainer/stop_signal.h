@@ -1,9 +1,18 @@
 #pragma once
 
+#include <csignal>
+#include <thread>
+
 namespace scone {
 
 /// From construction to destruction SIGTERM and SIGUSR1 set a flag instead of ending the process; a
 /// second such signal ends it at once.
+///
+/// No thread that computes takes the signal: oneDNN's single-threaded products lead the stack
+/// pointer into a block of the heap, where a handler's frame would overwrite what lies below it.
+/// So the constructing thread, and those it starts from then on (OpenMP's among them, so construct
+/// it before the first parallel region), block the two signals, and a thread that only waits takes
+/// them. Destroy it on the thread that made it.
 class StopSignal {
  public:
   StopSignal();
@@ -12,6 +21,10 @@ class StopSignal {
   StopSignal& operator=(const StopSignal&) = delete;
   /// The signal that came; 0: none yet.
   int received() const;
+
+ private:
+  sigset_t mask_before_{};  // of the constructing thread
+  std::jthread taker_;
 };
 
 }  // namespace scone

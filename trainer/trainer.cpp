@@ -81,7 +81,14 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
                                            data_state_, planner_.get());
 }
 
-Trainer::~Trainer() = default;
+Trainer::~Trainer() {
+  try {  // however the run ends, what became of its last save is told
+    writer_->close();
+    report_saves();
+  } catch (const std::exception& error) {
+    spdlog::warn("the last checkpoint's outcome is unknown: {}", error.what());
+  }
+}
 
 OptimizerSettings Trainer::optimizer_settings(const GridConfig& grid) const {
   return {.beta1 = config_.optimizer.betas[0],
@@ -326,11 +333,11 @@ TrainingResult Trainer::run() {
       spdlog::info(
           describe(metrics, total, has_fgrams(), mean * static_cast<double>(total - step_)));
     }
-    report_save();
+    report_saves();
     if (metrics.skipped() && (config_.trainer.on_bad_step == BadStep::stop ||
                               bad_steps_.in_a_row() >= config_.trainer.bad_steps_in_a_row)) {
       writer_->wait();  // all ranks come here, and what is being saved is good
-      report_save();
+      report_saves();
       throw std::runtime_error(
           fmt::format("step {}: {} ({} bad steps in a row); lower optimizer.peak_lr or look at the "
                       "data",

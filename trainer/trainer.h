@@ -77,8 +77,8 @@ class Trainer {
   /// Throws InputError where the data changed since a checkpoint, or warns where that is allowed.
   void check_data(const std::filesystem::path& checkpoint,
                   const std::vector<std::string>& changes) const;
-  /// Logs how a save ended, if one has.
-  void report_save();
+  /// Logs how saves ended, if any have since the last call.
+  void report_saves();
   CheckpointManifest manifest() const;
   /// Boxes of parameters and moments; see DistributedOptimizer::state.
   std::vector<TensorSlice> state(bool for_writing, bool with_fgrams);

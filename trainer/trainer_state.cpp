@@ -9,27 +9,13 @@
 #include "data/tokenizer.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
+#include "trainer/resume_settings.h"
 #include "trainer/trainer.h"
 
 namespace scone {
 namespace {
 
 double mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
-/// Throws InputError unless a checkpoint's value equals this run's.
-void expect_equal(const std::filesystem::path& checkpoint, const std::string& what,
-                  const nlohmann::json& saved, const nlohmann::json& configured) {
-  if (saved == configured) return;
-  if (saved.is_object() && configured.is_object()) {  // name the keys that differ
-    for (const auto& [key, value] : saved.items())
-      if (configured.contains(key))
-        expect_equal(checkpoint, what + "." + key, value, configured.at(key));
-  }
-  throw InputError(
-      fmt::format("{}: was written by a run with another {} ({}), this run has {}; give this run a "
-                  "run.folder of its own, or set {} back",
-                  checkpoint.string(), what, saved.dump(), configured.dump(), what));
-}
 
 nlohmann::json shards_json(const TokenMixture& mixture) {
   nlohmann::json shards = nlohmann::json::array();
@@ -106,26 +92,26 @@ CheckpointManifest Trainer::manifest() const {
 void Trainer::save_checkpoint() {
   const Phase phase("checkpoint");
   writer_->save(manifest(), state(true, has_fgrams()));
-  report_save();
+  report_saves();
 }
 
-void Trainer::report_save() {
-  const auto outcome = writer_->take_outcome();
-  if (!outcome) return;
-  save_error_ = outcome->error;
-  if (world_.rank() != 0) return;
-  if (!outcome->saved())
-    spdlog::warn("checkpoint of step {} was not saved, the ones before it stay: {}", outcome->step,
-                 outcome->error);
-  else
-    spdlog::info("checkpoint {}, {:.1f} MB in {}", outcome->path.string(),
-                 static_cast<double>(outcome->bytes) / 1e6, format_duration(outcome->seconds));
-  if (!outcome->warning.empty()) spdlog::warn("checkpoint: {}", outcome->warning);
+void Trainer::report_saves() {
+  while (const auto outcome = writer_->take_outcome()) {
+    save_error_ = outcome->error;
+    if (world_.rank() != 0) continue;
+    if (!outcome->saved())
+      spdlog::warn("checkpoint of step {} was not saved, the ones before it stay: {}",
+                   outcome->step, outcome->error);
+    else
+      spdlog::info("checkpoint {}, {:.1f} MB in {}", outcome->path.string(),
+                   static_cast<double>(outcome->bytes) / 1e6, format_duration(outcome->seconds));
+    if (!outcome->warning.empty()) spdlog::warn("checkpoint: {}", outcome->warning);
+  }
 }
 
 void Trainer::finish_checkpoint() {
   writer_->wait();
-  report_save();
+  report_saves();
   if (!save_error_.empty())
     throw std::runtime_error(fmt::format(
         "the last checkpoint was not saved: {}; the one before it is whole, start again to go on "
@@ -155,35 +141,11 @@ void Trainer::resume() {
 
 void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointManifest& saved) {
   const CheckpointManifest own = manifest();
-  const auto layers_of = [](const nlohmann::json& model) {
-    return model.at("fgram").at("layers").get<std::int64_t>();
-  };
-  const bool had_fgrams = layers_of(saved.model) > 0;
-  const bool both_have_fgrams = had_fgrams && has_fgrams();
-  auto shape_of_model = [&](nlohmann::json model) {  // without what only bounds memory
-    model.erase("fgram_recompute");
-    model.erase("fgram_chunk_nodes");
-    if (!both_have_fgrams) model.erase("fgram");  // one of them is to begin anew, or to be dropped
-    return model;
-  };
-  const auto expect = [&](const std::string& what, const nlohmann::json& of_saved,
-                          const nlohmann::json& of_own) {
-    expect_equal(checkpoint, what, of_saved, of_own);
-  };
-  expect("model", shape_of_model(saved.model), shape_of_model(own.model));
-  expect("tokenizer", saved.data.at("tokenizer_fingerprint"), own.data.at("tokenizer_fingerprint"));
-  if (!saved.run.value("imported", false)) {  // of `scone import`: only the model is given
-    expect("run.seed", saved.run.at("seed"), own.run.at("seed"));
-    expect("trainer.sequence_length", saved.run.at("sequence_length"),
-           own.run.at("sequence_length"));
-    if (config_.trainer.tokens > 0)  // the steps left are counted in batches of this size
-      expect("trainer.batch_tokens", saved.run.at("batch_tokens"), own.run.at("batch_tokens"));
-    expect("data.attention_across_documents", saved.run.at("attention_across_documents"),
-           own.run.at("attention_across_documents"));
+  check_settings(checkpoint, saved, own, config_.trainer.tokens > 0);
+  if (!saved.run.value("imported", false))  // of `scone import`: only the model is given
     check_data(checkpoint, data_changes(saved.data, own.data));
-    if (both_have_fgrams)
-      expect("fgrams.vocabulary", saved.fgrams.at("fingerprint"), own.fgrams.at("fingerprint"));
-  }
+  const bool had_fgrams = saved.model.at("fgram").at("layers").get<std::int64_t>() > 0;
+  const bool both_have_fgrams = had_fgrams && has_fgrams();
   read_slices(checkpoint, state(false, both_have_fgrams));
   main_optimizer_->take_state();
   if (both_have_fgrams) fgram_optimizer_->take_state();

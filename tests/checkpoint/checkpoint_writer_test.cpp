@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <fstream>
 #include <map>
 #include <random>
 #include <set>
@@ -12,6 +13,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/slice_file.h"
 #include "data/hdf5_file.h"
+#include "failing_sync.h"
 #include "tiny_run.h"
 
 namespace scone {
@@ -282,6 +284,56 @@ TEST(CheckpointWriter, AFailedWriteOfOneRankKeepsTheOldCheckpointAndTellsAll) {
     EXPECT_TRUE(writer.take_outcome()->saved());
   });
   EXPECT_EQ(find_checkpoint(folder.path()), folder.path() / "step-00000003");
+}
+
+TEST(CheckpointWriter, AFailureIsToldThoughTheNextSaveStartsFirst) {
+  const TemporaryFolder folder;
+  const auto slices = small_slices(2);
+  run_as_threads(2, [&](Communicator& ranks) {
+    const auto own = slices[static_cast<std::size_t>(ranks.rank())];
+    CheckpointWriter writer(folder.path() / "run", ranks.split(0, "checkpoint"), {.async = true});
+    if (ranks.rank() == 0) std::ofstream(folder.path() / "run") << "no folder";
+    ranks.barrier();
+    writer.save(manifest_of(1), own);
+    writer.wait();
+    ranks.barrier();
+    if (ranks.rank() == 0) fs::remove(folder.path() / "run");
+    ranks.barrier();
+    writer.save(manifest_of(2), own);
+    writer.close();
+    const auto first = writer.take_outcome(), second = writer.take_outcome();
+    ASSERT_TRUE(first && second);
+    EXPECT_EQ(first->step, 1);
+    EXPECT_FALSE(first->saved());
+    EXPECT_EQ(second->step, 2);
+    EXPECT_TRUE(second->saved()) << second->error;
+    EXPECT_FALSE(writer.take_outcome());
+  });
+}
+
+TEST(CheckpointWriter, ACheckpointInItsPlaceThatIsNotSyncedIsSavedWithAWarning) {
+  const TemporaryFolder folder;
+  const auto slices = small_slices(2);
+  const CheckpointOptions one = {.keep = 1};
+  ASSERT_TRUE(save(folder.path(), 1, slices, one)[0].saved());
+  const auto exists = [&](const char* name) { return fs::exists(folder.path() / name); };
+  for (int times = 0; times < 2; ++times) {  // a new one, and in the place of another
+    const FailingSync failing(folder.path());
+    for (const SaveOutcome& outcome : save(folder.path(), 2, slices, one)) {
+      EXPECT_TRUE(outcome.saved()) << outcome.error;
+      EXPECT_EQ(outcome.path, folder.path() / "step-00000002");
+      EXPECT_THAT(outcome.warning,
+                  AllOf(HasSubstr("step-00000002 is in its place, but a crash of the machine may "
+                                  "undo that: "),
+                        HasSubstr("cannot be synced to disk"), HasSubstr("older ones are kept")));
+    }
+    EXPECT_TRUE(checkpoint_problems(folder.path() / "step-00000002").empty());
+    EXPECT_TRUE(exists("step-00000001"));
+  }
+  EXPECT_TRUE(exists("step-00000002.tmp"));  // what was replaced
+  const auto outcomes = save(folder.path(), 3, slices, one);
+  EXPECT_TRUE(outcomes[0].saved() && outcomes[0].warning.empty()) << outcomes[0].warning;
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
 }
 
 TEST(CheckpointWriter, AsynchronousEqualsSynchronousThoughTheCallerWritesOn) {

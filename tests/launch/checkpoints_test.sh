@@ -47,24 +47,54 @@ checkpoint: {every: 5, keep: 3}
 run: {folder: run}
 YAML
 
-# A signal: saved within a step, exit 75, and the next start goes on with the step after it.
-"$mpirun" -np 4 "$scone" train run.yaml run.folder=signal trainer.steps=1000000 checkpoint.every=0 parallel.main.tp=2 >signal.log 2>&1 &
+# A signal, to a rank or to mpirun: saved within a step, exit 75, and the next start goes on with the step after it. A rank that is
+# held for two seconds stands for a long step: mpirun by itself leaves a rank one.
+for target in rank mpirun; do
+  "$mpirun" -np 4 "$scone" train run.yaml "run.folder=signal-$target" trainer.steps=1000000 checkpoint.every=0 parallel.main.tp=2 \
+    >signal.log 2>&1 &
+  job=$!
+  for _ in $(seq 300); do
+    [ -s "signal-$target/metrics.jsonl" ] && [ "$(wc -l <"signal-$target/metrics.jsonl")" -gt 20 ] && break
+    sleep 0.1
+  done
+  rank=$(pgrep -f "^$scone train run.yaml run.folder=signal-$target" | tail -n 1)
+  if [ "$target" = rank ]; then
+    kill -TERM "$rank"
+  else
+    kill -STOP "$rank"
+    kill -TERM "$job"
+    sleep 2
+    kill -CONT "$rank"
+  fi
+  code=0
+  wait "$job" || code=$?
+  job=
+  [ "$code" = 75 ] || fail "a run whose $target got SIGTERM ended with $code, expected 75: $(tail -n 20 signal.log)"
+  stopped=$(tail -n 1 "signal-$target/metrics.jsonl" | sed 's/.*"step":\([0-9]*\).*/\1/')
+  [ "$(newest "signal-$target")" = "$(printf 'step-%08d' "$stopped")" ] || fail "stopped after step $stopped, saved $(newest "signal-$target")"
+done
+ends 0 "resumed from .*/$(newest signal-rank) at step $(($(steps_of signal-rank | wc -w)))" \
+  "$mpirun" -np 2 "$scone" train run.yaml run.folder=signal-rank "trainer.steps=$(($(steps_of signal-rank | wc -w) + 2))"
+stopped=$(steps_of signal-rank | wc -w)
+[ "$(steps_of signal-rank)" = "$(seq -s ' ' "$stopped")" ] || fail "not every step once: $(steps_of signal-rank)"
+
+# What mpirun.sh hands on as it is: the program's input, its exit code, and a second SIGTERM.
+printf 'echo "in: $(cat)"; exit 7' >program.sh
+ends 7 'in: text' "$mpirun" -np 1 bash program.sh <<<text
+"$mpirun" -np 2 bash -c 'trap "" USR1; touch "ready.$$"; exec sleep 60' >second.log 2>&1 &
 job=$!
-for _ in $(seq 300); do
-  [ -s signal/metrics.jsonl ] && [ "$(wc -l <signal/metrics.jsonl)" -gt 20 ] && break
+for _ in $(seq 100); do
+  [ "$(find . -name 'ready.*' | wc -l)" = 2 ] && break
   sleep 0.1
 done
-rank=$(pgrep -f "^$scone train run.yaml run.folder=signal" | tail -n 1)
-kill -TERM "$rank"
-code=0
-wait "$job" || code=$?
+kill -TERM "$job"
+sleep 0.5
+kill -0 "$job" || fail "the first SIGTERM was not handed on as SIGUSR1: $(cat second.log)"
+kill -TERM "$job"
+begin=$SECONDS
+wait "$job" && fail "a killed job ended with 0"
 job=
-[ "$code" = 75 ] || fail "a signalled run ended with $code, expected 75: $(tail -n 20 signal.log)"
-stopped=$(tail -n 1 signal/metrics.jsonl | sed 's/.*"step":\([0-9]*\).*/\1/')
-[ "$(newest signal)" = "$(printf 'step-%08d' "$stopped")" ] || fail "stopped after step $stopped, saved $(newest signal)"
-ends 0 "resumed from .*/$(newest signal) at step $stopped" \
-  "$mpirun" -np 2 "$scone" train run.yaml run.folder=signal "trainer.steps=$((stopped + 2))"
-[ "$(steps_of signal)" = "$(seq -s ' ' $((stopped + 2)))" ] || fail "not every step once: $(steps_of signal)"
+[ $((SECONDS - begin)) -lt 20 ] || fail "the second SIGTERM ended the job after $((SECONDS - begin)) s"
 
 # The time limit is a signal that the run gives itself.
 ends 75 'stopped by run.time_limit' "$scone" train run.yaml run.folder=limit run.time_limit=0.3 trainer.steps=1000000
@@ -121,3 +151,12 @@ assert worst < 1e-4, worst
 PYTHON
 ends 0 'its f-gram model is dropped' "$scone" train run.yaml run.folder=legs trainer.steps=21 model.fgram.layers=0 fgrams.vocabulary="''"
 ends 0 "holds no f-gram model; this run's begins anew" "$scone" train run.yaml run.folder=legs trainer.steps=22
+
+# Settings that are not the checkpoint's: the key that was changed is named, on all ranks at once.
+"$scone" train run.yaml run.folder=keys trainer.steps=2 >/dev/null 2>&1
+for change in "model.main.width=32 model.main.width: 64 in the checkpoint, 32 in this run" \
+  "fgrams.size=200 fgrams.size: 300 in the checkpoint, 200 in this run" \
+  "fgrams.max_length=3 fgrams.max_length: 5 in the checkpoint, 3 in this run"; do
+  ends 2 "^  ${change#* }$" "$mpirun" -np 2 "$scone" train run.yaml run.folder=keys "${change%% *}"
+  [ "$(grep -c 'in the checkpoint' out)" = 1 ] || fail "more keys than the one are named: $(cat out)"
+done

@@ -118,7 +118,7 @@ refuses "no such" "$scone" generate nowhere --prompt a
 refuses "tokenizer" "$scone" eval one --data other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.train=other/train data.validation=other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.validation=other/validation
-refuses "another" "$scone" train run.yaml run.folder=one model.main.layers=3
+refuses "model.main.layers: " "$scone" train run.yaml run.folder=one model.main.layers=3
 refuses "run.folder" "$scone" train run.yaml run.folder=/proc/nowhere
 head -c 200 text.jsonl >short.txt
 "$scone" tokenize --input short.txt --output short --tokenizer shards --validation-fraction 0

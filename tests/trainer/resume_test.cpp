@@ -1,9 +1,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <omp.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 
 #include "model/ops/ops.h"
 #include "parallel/error.h"
@@ -150,6 +154,30 @@ TEST(Resume, AnOutlierIsSkippedAlikeOnAllRanks) {
     EXPECT_GT(skipped, 0);
     EXPECT_EQ(world.all_reduce_value(std::int64_t{skipped}, ReduceOp::max), skipped);
   });
+}
+
+TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.checkpoint.async = true;
+  std::filesystem::create_directories(config.run.folder);
+  std::ostringstream log;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  const auto self = make_self_communicator();
+  try {
+    Trainer trainer(config, cpu_backend(), *self);
+    trainer.train_step();
+    std::ofstream(config.run.folder + "/checkpoints") << "no folder";
+    trainer.save_checkpoint();
+    throw std::runtime_error("the run ends");
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(), "the run ends");
+  }
+  spdlog::set_default_logger(before);
+  EXPECT_THAT(log.str(), ::testing::HasSubstr("checkpoint of step 1 was not saved, the ones before "
+                                              "it stay: "));
 }
 
 }  // namespace

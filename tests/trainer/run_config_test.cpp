@@ -1,5 +1,6 @@
 #include "trainer/run_config.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -262,6 +263,25 @@ TEST_F(RunConfigTest, ImpossibleGridsNameTheNearestValues) {
   EXPECT_THAT(override_error("parallel.timeout=-1"), HasSubstr("parallel.timeout"));
   EXPECT_THAT(override_error("compute.recompute=layer"),
               HasSubstr("expected one of none, attention, block, found 'layer'"));
+}
+
+TEST_F(RunConfigTest, TheMetricsAreAFileOfTheirOwnInTheRunsFolder) {
+  for (const char* name : {"config.yaml", "config.yaml.new", "log.txt", "checkpoints", ".lock"})
+    EXPECT_EQ(
+        override_error(fmt::format("logging.metrics={}", name)),
+        fmt::format("command line: logging.metrics: '{}' is another file of the run's folder; "
+                    "give a name of its own, such as metrics.jsonl",
+                    name));
+  for (const char* name : {"../run2/config.yaml", "/dev/null", "a/b", "..", ".", "''", "\"a\\nb\""})
+    EXPECT_THAT(override_error(fmt::format("logging.metrics={}", name)),
+                HasSubstr("logging.metrics: expected the name of a file in run.folder"));
+  EXPECT_EQ(override_error("logging.metrics=losses.jsonl"), "");
+}
+
+TEST_F(RunConfigTest, ABadStepsWindowHasADeviation) {
+  EXPECT_EQ(override_error("trainer.bad_step_window=1"),
+            "command line: trainer.bad_step_window: expected at least 2, found 1");
+  EXPECT_EQ(override_error("trainer.bad_step_window=2"), "");
 }
 
 TEST_F(RunConfigTest, WhatTheDeviceCannotDoIsRefused) {
