@@ -18,7 +18,8 @@ namespace {
 
 using KeyOf = std::function<TableKey(std::int64_t)>;
 
-constexpr std::int64_t kBatchEntries = std::int64_t{4} << 20;
+// A batch of entries to sort: the memory is a small part of the index', the keys are read so often.
+constexpr std::int64_t kLeastBatch = 1 << 16, kBatches = 16;
 constexpr std::size_t kWriteBytes = std::size_t{1} << 20;
 
 /// Bytes on their way to a file.
@@ -196,11 +197,11 @@ class IndexWriter {
     BitPacker packer(out, layout_.entry_bits());
     const std::int64_t end = layout_.header.token_vocabulary_size + layout_.header.rows;
     std::int64_t tail_bit = 0;
+    const std::int64_t most = std::max(kLeastBatch, layout_.entries() / kBatches);
     std::vector<Child> batch;
     for (std::int64_t begin = 0, bound = 0; begin < end; begin = bound) {
       bound = next_bound(begin);
-      while (bound < end &&
-             entries_before(next_bound(bound)) - entries_before(begin) <= kBatchEntries)
+      while (bound < end && entries_before(next_bound(bound)) - entries_before(begin) <= most)
         bound = next_bound(bound);
       collect(begin, bound, batch);
       std::size_t at = 0;
