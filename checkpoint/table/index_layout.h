@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <string>
 
 #include "checkpoint/table/table_index.h"
@@ -47,6 +49,10 @@ void check_index_header(const TableIndexHeader& header, const std::string& sourc
 std::string index_page(const IndexLayout& layout);
 /// The layout that the first page describes; source: for errors. Throws InputError.
 IndexLayout parse_index_page(const std::string& page, const std::string& source);
+
+/// TableIndex::write with so many ids whose children have explicit starts.
+void write_index(const std::filesystem::path& path, const TableIndexHeader& header,
+                 const std::function<TableKey(std::int64_t id)>& key_of, std::int64_t head_ids);
 
 /// A fixed bijection on numbers of `bits` bits that makes token ids uniform: x ^= x >> h, x *=
 /// 0x9E3779B1, x ^= x >> h, x *= 0x85EBCA6B, x ^= x >> h, of which the lowest `bits` bits are kept

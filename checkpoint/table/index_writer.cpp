@@ -123,10 +123,11 @@ struct Child {
 
 class IndexWriter {
  public:
-  IndexWriter(const TableIndexHeader& header, const KeyOf& key_of, const std::string& source)
+  IndexWriter(const TableIndexHeader& header, const KeyOf& key_of, std::int64_t head_ids,
+              const std::string& source)
       : keys_(header, key_of, source) {
     layout_.header = header;
-    layout_.head_ids = std::min(header.rows, std::max<std::int64_t>(4096, header.rows / 64));
+    layout_.head_ids = std::min(header.rows, head_ids);
     count(source);
   }
 
@@ -255,13 +256,19 @@ class IndexWriter {
 
 }  // namespace
 
-void TableIndex::write(const std::filesystem::path& path, const TableIndexHeader& header,
-                       const KeyOf& key_of) {
+void write_index(const std::filesystem::path& path, const TableIndexHeader& header,
+                 const KeyOf& key_of, std::int64_t head_ids) {
   check_index_header(header, path.string());
-  IndexWriter writer(header, key_of, path.string());
+  IndexWriter writer(header, key_of, head_ids, path.string());
   const RawFile file(path, O_WRONLY | O_CREAT | O_TRUNC);
   writer.write(file);
   file.sync();
+}
+
+void TableIndex::write(const std::filesystem::path& path, const TableIndexHeader& header,
+                       const KeyOf& key_of) {
+  // The most frequent f-grams have the most children, and are looked up most.
+  write_index(path, header, key_of, std::max<std::int64_t>(4096, header.rows / 64));
 }
 
 }  // namespace scone

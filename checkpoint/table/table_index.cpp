@@ -81,8 +81,8 @@ struct TableIndex::State {
 
   void load(const std::filesystem::path& path);
   void check(const std::string& source) const;
-  void check_group(std::int64_t prefix, Group group, const std::vector<bool>& is_scattered_token,
-                   const std::string& source) const;
+  struct Seen;
+  void check_group(std::int64_t prefix, Group group, Seen& seen, const std::string& source) const;
   template <class Take>
   void for_each_group(const Take& take) const;
 
@@ -246,20 +246,26 @@ void TableIndex::State::for_each_group(const Take& take) const {
   }
 }
 
-void TableIndex::State::check_group(std::int64_t prefix, Group group,
-                                    const std::vector<bool>& is_scattered_token,
+/// What entries are checked by.
+struct TableIndex::State::Seen {
+  std::vector<bool> is_scattered_token, is_used_id;
+};
+
+void TableIndex::State::check_group(std::int64_t prefix, Group group, Seen& seen,
                                     const std::string& source) const {
   std::int64_t before = -1;
   for (std::uint32_t at = group.begin; at < group.end; ++at) {
     const std::uint64_t here = entry(at);
     const std::uint64_t token = here >> id_bits, id = here & id_mask;
-    if (static_cast<std::int64_t>(token) <= before || !is_scattered_token[token] ||
+    if (static_cast<std::int64_t>(token) <= before || !seen.is_scattered_token[token] ||
         static_cast<std::int64_t>(id) >= layout.header.rows ||
-        static_cast<std::int64_t>(id) <= prefix - std::int64_t{vocabulary}) {
+        static_cast<std::int64_t>(id) <= prefix - std::int64_t{vocabulary} || seen.is_used_id[id]) {
       throw InputError(source + ": entry " + std::to_string(at) + " of prefix " +
-                       std::to_string(prefix) + ": out of order or range" +
-                       "; the file is damaged: copy the bundle again, or bake it");
+                       std::to_string(prefix) +
+                       ": out of order or range, or an id of two keys; the file is damaged: copy "
+                       "the bundle again, or bake it");
     }
+    seen.is_used_id[id] = true;
     before = static_cast<std::int64_t>(token);
   }
 }
@@ -291,16 +297,17 @@ void TableIndex::State::check(const std::string& source) const {
          std::to_string(zeros) + (open ? " and an open one" : ""));
   }
 
-  std::vector<bool> is_scattered_token(std::size_t{1} << token_bits);
+  Seen seen{std::vector<bool>(std::size_t{1} << token_bits),
+            std::vector<bool>(static_cast<std::size_t>(layout.header.rows))};
   for (std::uint32_t token = 0; token < vocabulary; ++token)
-    is_scattered_token[scatter_token(token, token_bits)] = true;
+    seen.is_scattered_token[scatter_token(token, token_bits)] = true;
   for_each_group([&](std::int64_t prefix, Group group) {
     const std::int64_t tail = prefix - explicit_prefixes;
     if (tail >= 0 && tail % IndexLayout::kIndexBlock == 0 &&
         directory[tail / IndexLayout::kIndexBlock] != group.begin - head_entries + tail)
       fail("number " + std::to_string(tail / IndexLayout::kIndexBlock) +
            " of the directory is wrong");
-    check_group(prefix, group, is_scattered_token, source);
+    check_group(prefix, group, seen, source);
   });
 }
 
@@ -426,13 +433,9 @@ std::vector<TableKey> TableIndex::keys() const {
   state.for_each_group([&](std::int64_t prefix, State::Group group) {
     for (std::uint32_t at = group.begin; at < group.end; ++at) {
       const std::uint64_t here = state.entry(at);
-      TableKey& key = keys[here & state.id_mask];
-      if (key.used)
-        throw InputError("f-gram index: two entries have the id " +
-                         std::to_string(here & state.id_mask) +
-                         "; the file is damaged: copy the bundle again, or bake it");
       const std::int64_t id = prefix - std::int64_t{state.vocabulary};
-      key = {id < 0 ? -1 - prefix : id, token_of[here >> state.id_bits], true};
+      keys[here & state.id_mask] = {id < 0 ? -1 - prefix : id, token_of[here >> state.id_bits],
+                                    true};
     }
   });
   return keys;

@@ -150,6 +150,24 @@ TEST_F(TableIndexTest, AgreesWithAMap) {
   }
 }
 
+/// All groups of children in unary, and every number of ids around the sizes of blocks and words.
+TEST_F(TableIndexTest, FindsInUnary) {
+  std::vector<std::int64_t> sizes{2000, 70000};
+  for (std::int64_t size = 1; size < 200; ++size) sizes.push_back(size);
+  for (const std::int64_t size : sizes) {
+    const TinyFgrams fgrams = test::make_fgrams(30, size, 9, static_cast<std::uint64_t>(size));
+    const Reference reference = reference_of(fgrams);
+    for (const std::int64_t head : {0, 1, 63, 64, 65}) {
+      SCOPED_TRACE(testing::Message() << size << " f-grams, explicit starts for " << head);
+      fgrams.write(path_, head);
+      const TableIndex index(path_);
+      expect_as(reference, fgrams, index, 300);
+      expect_matches(reference, fgrams, index, 300);
+      EXPECT_EQ(index.keys().back().last_token, fgrams.keys.back().last_token);
+    }
+  }
+}
+
 TEST_F(TableIndexTest, LeavesOutWhatHasNoKey) {
   const TinyFgrams all = test::make_fgrams(1000, 20000, 6, 3);
   for (const int limit : {2, 3, 5}) {
@@ -296,7 +314,7 @@ TEST_F(TableIndexTest, RefusesForeignAndCutFiles) {
 /// A bit flipped anywhere: the file is refused, or what is found stays in range.
 TEST_F(TableIndexTest, DamageLeavesNoWayOut) {
   const TinyFgrams fgrams = test::make_fgrams(256, 6000, 5, 7);
-  fgrams.write(path_);
+  fgrams.write(path_, 500);
   const auto bytes = static_cast<std::int64_t>(std::filesystem::file_size(path_));
   std::mt19937_64 random(1);
   int refused = 0, trials = 1500;

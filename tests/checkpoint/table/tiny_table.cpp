@@ -11,6 +11,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "checkpoint/table/index_layout.h"
+
 namespace scone::test {
 namespace {
 
@@ -46,6 +48,11 @@ std::vector<std::int32_t> TinyFgrams::tokens(std::int64_t id) const {
 void TinyFgrams::write(const std::filesystem::path& path) const {
   TableIndex::write(path, header,
                     [&](std::int64_t id) { return keys[static_cast<std::size_t>(id)]; });
+}
+
+void TinyFgrams::write(const std::filesystem::path& path, std::int64_t head_ids) const {
+  write_index(
+      path, header, [&](std::int64_t id) { return keys[static_cast<std::size_t>(id)]; }, head_ids);
 }
 
 TinyFgrams make_fgrams(std::int64_t vocabulary, std::int64_t size, int max_length,

@@ -32,6 +32,8 @@ struct TinyFgrams {
 
   std::vector<std::int32_t> tokens(std::int64_t id) const;
   void write(const std::filesystem::path& path) const;
+  /// With so many ids whose children have explicit starts.
+  void write(const std::filesystem::path& path, std::int64_t head_ids) const;
 };
 
 /// Tokens by a power law, prefixes mostly of low ids, as in text. Less than `size` where there are
