@@ -185,6 +185,7 @@ TEST_F(RowSourceTest, SayWhatMemoryIsMissing) {
   }
 }
 
+#ifdef SCONE_HAS_LIBURING
 /// From here on the kernel answers a system call of this process with an error: where its argument
 /// `argument` has the bits `mask` (0: always).
 bool refuse(int call, unsigned argument, unsigned mask, int error) {
@@ -202,7 +203,6 @@ bool refuse(int call, unsigned argument, unsigned mask, int error) {
          ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-#ifdef SCONE_HAS_LIBURING
 TEST_F(RowSourceTest, MapWhereDirectIsRefused) {
   const TableLayout layout = write(RowType::fp32, 64, 500, 20000);
   const auto open_refused = [&](int call, unsigned argument, unsigned mask, int error) {
@@ -236,6 +236,13 @@ TEST_F(RowSourceTest, ReadWithoutRegisteredBuffers) {
   };
   EXPECT_EXIT(read_refused(), testing::ExitedWithCode(0), "direct|io_uring is refused");
 }
+/// On this machine, where nothing refuses it.
+TEST_F(RowSourceTest, DirectIsDirect) {
+  const TableLayout layout = write(RowType::fp32, 64, 500, 20000);
+  const auto source = open(layout, {TableAccess::direct, 8, 0});
+  if (source->access() != TableAccess::direct) GTEST_SKIP() << "skipped: " << fallback_;
+  EXPECT_EQ(fallback_, "");
+}
 #else
 TEST_F(RowSourceTest, MapWhereDirectIsNotBuilt) {
   const TableLayout layout = write(RowType::fp32, 64, 500, 20000);
@@ -245,14 +252,6 @@ TEST_F(RowSourceTest, MapWhereDirectIsNotBuilt) {
   expect_rows(*source, layout, random_ids(300, layout.rows, 4));
 }
 #endif
-
-/// On this machine, where nothing refuses it.
-TEST_F(RowSourceTest, DirectIsDirect) {
-  const TableLayout layout = write(RowType::fp32, 64, 500, 20000);
-  const auto source = open(layout, {TableAccess::direct, 8, 0});
-  if (source->access() != TableAccess::direct) GTEST_SKIP() << "skipped: " << fallback_;
-  EXPECT_EQ(fallback_, "");
-}
 
 }  // namespace
 }  // namespace scone
