@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds with ThreadSanitizer (build-tsan) and runs the tests of what has threads of its own: the asynchronous checkpoint writer,
-# the f-gram table's rows and the batch stream. tests/tsan.sh [REPEATS]      Exit code 1 where a race was found. OpenMP runs on one thread: its barriers are not seen.
+# Builds with ThreadSanitizer (build-tsan) and runs the tests of what has threads of its own: the asynchronous checkpoint writer, the
+# f-gram table's rows and the batch stream. tests/tsan.sh [REPEATS]      Exit code 1 where a race was found. OpenMP runs on one thread:
+# its barriers are not seen.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 repeats=${1:-3}

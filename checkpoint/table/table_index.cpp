@@ -101,8 +101,7 @@ struct TableIndex::State {
       }
       const unsigned last = select_bit(zeros, before);
       first = word * 64 + last + 1;
-      zeros &= ~std::uint64_t{1} << last;
-      if (last < 63) zeros &= ~std::uint64_t{0} << (last + 1);
+      zeros &= ~std::uint64_t{1} << last;  // those above it
     }
     while (zeros == 0) zeros = ~degrees[++word];
     const std::uint64_t close = word * 64 + static_cast<unsigned>(std::countr_zero(zeros));
