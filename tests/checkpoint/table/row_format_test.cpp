@@ -107,13 +107,16 @@ TEST(RowFormat, RoundsToNearestEven) {
 
 TEST(RowFormat, BeyondRangeIsInfinite) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<float> row{65519.996F, 65520.0F, -1e30F, infinity, NAN, 1e-30F, -1e-45F};
+  const std::vector<float> row{65519.996F, 65520.0F, -1e30F,   infinity, NAN,
+                               1e-30F,     -1e-45F,  65536.0F, 70000.0F};
   const std::vector<float> found = decode(RowType::fp16, encode(RowType::fp16, row), row.size());
   EXPECT_EQ(found[0], 65504.0F);
   EXPECT_EQ(found[1], infinity);
   EXPECT_EQ(found[2], -infinity);
   EXPECT_EQ(found[3], infinity);
   EXPECT_TRUE(std::isnan(found[4]));
+  EXPECT_EQ(found[7], infinity);
+  EXPECT_EQ(found[8], infinity);
   EXPECT_EQ(found[5], 0.0F);
   EXPECT_TRUE(found[6] == 0.0F && std::signbit(found[6]));
   EXPECT_TRUE(std::isnan(decode(RowType::bf16, encode(RowType::bf16, row), row.size())[4]));

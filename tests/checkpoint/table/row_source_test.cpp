@@ -8,6 +8,7 @@
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdio>
@@ -176,12 +177,17 @@ TEST_F(RowSourceTest, NameTheFileThatIsMissingOrEnds) {
 
 TEST_F(RowSourceTest, SayWhatMemoryIsMissing) {
   TableLayout layout = write(RowType::fp32, 64, 100, 1 << 30);
-  layout.rows = std::int64_t{1} << 40;
-  try {
-    open(layout, {TableAccess::ram, 8, 0});
-    ADD_FAILURE() << "256 TiB were read";
-  } catch (const std::runtime_error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("not enough memory for the f-gram table of "));
+  // More than any machine has; and nearly all of this one, which the kernel would grant.
+  const std::int64_t machine = ::sysconf(_SC_PHYS_PAGES) * ::sysconf(_SC_PAGESIZE);
+  for (const std::int64_t bytes : {std::int64_t{1} << 48, machine / 1000 * 998}) {
+    layout.rows = bytes / layout.bytes_of_record();
+    layout.rows_per_file = layout.rows;
+    try {
+      open(layout, {TableAccess::ram, 8, 0});
+      ADD_FAILURE() << bytes << " bytes were read";
+    } catch (const std::runtime_error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("not enough memory for the f-gram table of ")) << bytes;
+    }
   }
 }
 
