@@ -13,7 +13,9 @@
 namespace scone {
 
 /// Where rows are read from: RAM that the files were read into whole (huge pages), a mapping of
-/// them, or the files themselves past the page cache (O_DIRECT, io_uring).
+/// them, or the files themselves past the page cache (O_DIRECT, io_uring). Files are replaced
+/// whole, never changed in place: the kernel ends a process that reads a mapped file behind its new
+/// end.
 enum class TableAccess : std::uint8_t { ram, mmap, direct };
 /// "ram", "mmap", "direct". Throws InputError for any other text.
 TableAccess table_access_of(const std::string& name);
