@@ -10,7 +10,7 @@ seconds=${1:-600}
 [[ $seconds =~ ^[0-9]+$ ]] || { echo "usage: tests/fuzz.sh [SECONDS [READER ..]]" >&2 && exit 2; }
 shift || true
 readers=("$@")
-[ ${#readers[@]} -gt 0 ] || readers=(manifest safetensors table tokenizer shard vocabulary)
+[ ${#readers[@]} -gt 0 ] || readers=(manifest safetensors table index tokenizer shard vocabulary)
 command -v clang++-14 >/dev/null || { echo "tests/fuzz.sh: clang++-14 is missing: apt-get install clang-14 libclang-rt-14-dev" >&2 && exit 1; }
 
 build=$repository/build-fuzz

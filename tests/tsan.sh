@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Builds with ThreadSanitizer (build-tsan) and runs the tests of what has threads of its own: the asynchronous checkpoint writer and the
-# batch stream. tests/tsan.sh [REPEATS]      Exit code 1 where a race was found. OpenMP runs on one thread: its barriers are not seen.
+# Builds with ThreadSanitizer (build-tsan) and runs the tests of what has threads of its own: the asynchronous checkpoint writer, the
+# f-gram table's rows and the batch stream. tests/tsan.sh [REPEATS]      Exit code 1 where a race was found. OpenMP runs on one thread:
+# its barriers are not seen.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 repeats=${1:-3}
 build=$repository/build-tsan
 mkdir -p "$build"
 { cmake -S "$repository" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DSCONE_NATIVE=OFF \
-  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=thread -Wno-tsan" && cmake --build "$build" --parallel 2 --target test_checkpoint test_data; } \
+  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=thread -Wno-tsan" && cmake --build "$build" --parallel 2 --target test_checkpoint test_checkpoint_table test_data; } \
   >"$build/build.log" 2>&1 || { tail -n 40 "$build/build.log" && echo "tests/tsan.sh: the build failed: $build/build.log" && exit 1; } >&2
 # Libraries that are not instrumented (MPI, HDF5) synchronise in ways that are not seen.
 export OMP_NUM_THREADS=1 TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1"
 # The test that forks runs without: ThreadSanitizer does not follow a fork of a process with threads.
 "$build/tests/test_checkpoint" --gtest_filter='CheckpointWriter.*' --gtest_repeat="$repeats" --gtest_brief=1
+"$build/tests/test_checkpoint_table" --gtest_filter='RowSourceTest.Serve*' --gtest_repeat="$repeats" --gtest_brief=1
 "$build/tests/test_data" --gtest_filter='BatchStream*' --gtest_repeat="$repeats" --gtest_brief=1
-echo "no race in $repeats runs of the checkpoint writer's and the batch stream's tests"
+echo "no race in $repeats runs of the checkpoint writer's, the table's and the batch stream's tests"

@@ -14,7 +14,7 @@
 namespace scone {
 
 /// The offloaded f-gram table of a bundle: index and rows. Immutable, safe to use from several
-/// threads at once.
+/// threads at once; a call works on its own thread alone.
 class FgramTable {
  public:
   /// Opens the table of a bundle's folder. Throws InputError: no bundle, one without a table (a
@@ -33,12 +33,14 @@ class FgramTable {
   /// Why that is not what was asked for; empty: it is. For one line of warning.
   const std::string& fallback() const;
 
-  /// out[i * width ..] = row ids[i] as fp32. ids: in any order, repeats are read once; out:
+  /// out[i * width ..] = row ids[i] as fp32. ids: in any order, `direct` reads repeats once; out:
   /// ids.size() * width numbers. Throws std::out_of_range for other ids or sizes,
   /// std::runtime_error where reading fails.
   void lookup(std::span<const std::int64_t> ids, std::span<float> out) const;
   /// The records as they are stored, layout().bytes_of_record() bytes each. Throws as lookup.
   void read(std::span<const std::int64_t> ids, std::span<std::byte> out) const;
+  /// For other uses of the records, where they lie: see RowSource::read.
+  const RowSource& records() const;
 
  private:
   struct State;

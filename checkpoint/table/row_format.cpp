@@ -20,34 +20,36 @@ float from_bf16(std::uint16_t value) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
 }
 
+// The fp16 conversions compute every case and choose by masks, so that loops over rows are
+// vectorised: a branch around floating-point arithmetic would not be.
+std::uint32_t choose(bool condition, std::uint32_t yes, std::uint32_t no) {
+  const std::uint32_t mask = 0U - std::uint32_t{condition};
+  return (yes & mask) | (no & ~mask);
+}
+
 std::uint16_t to_fp16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000U;
   const std::uint32_t magnitude = bits & 0x7fffffffU;
-  std::uint32_t half = 0;
-  if (magnitude > 0x7f800000U) {
-    half = 0x7e00U;  // not a number
-  } else if (magnitude >= 0x47800000U) {
-    half = 0x7c00U;  // 65536 and above
-  } else if (magnitude < 0x38800000U) {
-    // Subnormal: a multiple of 2^-24. The product is exact, lrint rounds to nearest even.
-    half = static_cast<std::uint32_t>(std::lrint(std::bit_cast<float>(magnitude) * 16777216.0F));
-  } else {
-    half = (magnitude + 0xfffU + ((magnitude >> 13) & 1U) - 0x38000000U) >> 13;
-  }
+  const std::uint32_t normal = (magnitude + 0xfffU + ((magnitude >> 13) & 1U) - 0x38000000U) >> 13;
+  // A multiple of 2^-24, as are all numbers in 0.5..1: the sum is rounded to one, nearest even.
+  const std::uint32_t subnormal =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - 0x3f000000U;
+  std::uint32_t half = choose(magnitude < 0x38800000U, subnormal, normal);
+  half = choose(magnitude >= 0x47800000U, 0x7c00U, half);  // 65536 and above
+  half = choose(magnitude > 0x7f800000U, 0x7e00U, half);   // not a number
   return static_cast<std::uint16_t>(sign | half);
 }
 
 float from_fp16(std::uint16_t value) {
   const std::uint32_t sign = (value & 0x8000U) << 16;
-  const std::uint32_t exponent = (value >> 10) & 0x1fU;
-  const std::uint32_t mantissa = value & 0x3ffU;
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
-  }
-  const std::uint32_t widened = exponent == 31 ? 0xffU : exponent + 112U;
-  return std::bit_cast<float>(sign | (widened << 23) | (mantissa << 13));
+  const std::uint32_t magnitude = value & 0x7fffU;
+  const std::uint32_t widened = (magnitude << 13) + (112U << 23);
+  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(
+      static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F);
+  std::uint32_t result = choose(magnitude < 0x400U, subnormal, widened);
+  result += choose(magnitude >= 0x7c00U, 112U << 23, 0);
+  return std::bit_cast<float>(sign | result);
 }
 
 template <class Convert>
@@ -72,8 +74,10 @@ void encode_8(std::span<const float> row, std::byte* out) {
   for (const float value : row) largest = std::max(largest, std::fabs(value));
   const float scale = largest / 127.0F;
   for (std::size_t i = 0; i < row.size(); ++i) {
-    const long number = scale > 0 ? std::lrint(row[i] / scale) : 0;
-    out[i] = static_cast<std::byte>(static_cast<std::int8_t>(std::clamp(number, -127L, 127L)));
+    const float number = scale > 0 ? std::clamp(row[i] / scale, -127.0F, 127.0F) : 0.0F;
+    // Numbers of this size are whole: the sum is rounded to one, nearest even.
+    const auto rounded = std::bit_cast<std::uint32_t>(number + 12582912.0F) - 0x4b400000U;
+    out[i] = static_cast<std::byte>(rounded);
   }
   std::memcpy(out + row.size(), &scale, sizeof(scale));
 }

@@ -28,9 +28,28 @@ struct TableKey {
 };
 
 /// Exact map from token n-grams to the ids of their rows, at most 6 bytes an f-gram for token
-/// vocabularies of up to 64K and 100M f-grams. Children of each prefix lie together, as packed
-/// pairs of scattered token and id, in the order of the scattered tokens; where each prefix's begin
-/// is kept in unary. What is no f-gram is never found. Immutable, safe to use from several threads.
+/// vocabularies of up to 64K and 100M f-grams. What is no f-gram is never found. Immutable, safe to
+/// use from several threads.
+///
+/// The file, and its image in memory; all numbers are little-endian. V: token_vocabulary_size; S:
+/// rows; E = S - unused entries, one for each key; prefix number p: a token t is t, the f-gram of
+/// id i is V + i; X = V + head_ids.
+/// - Bytes 0..4095: a JSON object and spaces: "format" "scone-fgram-index", "format_version" 1,
+///   "rows", "unused", "max_length", "token_vocabulary_size", "fgrams", "token_bits" (of V - 1, at
+///   least 1), "id_bits" (of S - 1, at least 1), "head_ids", "head_entries", and for each section
+///   {"offset", "bytes"}, which begins at the next multiple of 64.
+/// - "starts", u32 [X + 1]: the children of the prefix p < X are the entries starts[p] ..
+///   starts[p + 1] - 1; starts[X] is head_entries.
+/// - "directory", u32 [ceil((S - head_ids) / 64)]: where in the bits of "degrees" those of id
+///   head_ids + 64 b begin.
+/// - "entries": entry e is the token_bits + id_bits bits from bit e * (token_bits + id_bits) on
+/// (bit
+///   0 is the lowest of the first byte): the id in the lowest id_bits, above them the scattered
+///   last token (scatter_token in index_layout.h). Children of a prefix lie together, ascending;
+///   prefixes ascend by their number. 8 bytes of zeros behind.
+/// - "degrees", u64 words of bits: for each id from head_ids on a one for each child, then a zero.
+///   So the children of id head_ids + t, whose bits begin at bit q, begin at entry head_entries + q
+///   - t.
 class TableIndex {
  public:
   /// Reads an index file whole. Throws InputError: missing, cut, foreign, or inconsistent.
