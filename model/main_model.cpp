@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "model/ops/ops.h"
 #include "model/transformer.h"
@@ -37,16 +37,26 @@ class CausalAttention final : public Attention {
   const Tensor& start_;
 };
 
+/// Rows of one pass of decoding that belong to one sequence.
+struct DecodePiece {
+  const Tensor* entries;     // [layers, capacity, 2 width] of its cache
+  std::int64_t past;         // tokens in the cache before
+  std::int64_t begin, rows;  // in the pass
+};
+
 class CachedAttention final : public Attention {
  public:
-  CachedAttention(const TransformerConfig& config, const Tensor& entries, std::int64_t past,
-                  std::int64_t rows)
-      : config_(config), entries_(entries), past_(past), rows_(rows) {}
+  CachedAttention(const TransformerConfig& config, std::span<const DecodePiece> pieces)
+      : config_(config), pieces_(pieces) {}
   void forward(Backend& backend, std::int64_t layer, const Tensor& qkv, const Tensor& out,
                const Tensor&) const override {
-    const Tensor own = entries_.rows(layer, 1).view({config_.context, 2 * config_.width});
-    backend.cached_attention(qkv, own, past_, config_.heads, config_.width / config_.heads, out,
-                             rows_);
+    for (const DecodePiece& piece : pieces_) {
+      const Tensor own =
+          piece.entries->rows(layer, 1).view({piece.entries->dim(1), 2 * config_.width});
+      backend.cached_attention(qkv.rows(piece.begin, piece.rows), own, piece.past, config_.heads,
+                               config_.width / config_.heads, out.rows(piece.begin, piece.rows),
+                               piece.rows);
+    }
   }
   void backward(Backend&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                 const Tensor&) const override {
@@ -55,8 +65,7 @@ class CachedAttention final : public Attention {
 
  private:
   const TransformerConfig& config_;
-  const Tensor& entries_;
-  std::int64_t past_, rows_;
+  std::span<const DecodePiece> pieces_;
 };
 
 void check_range(std::span<const std::int32_t> values, std::int64_t lowest, std::int64_t limit,
@@ -102,8 +111,10 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config) {
   return specs;
 }
 
-KeyValueCache::KeyValueCache(const TransformerConfig& config, Device device, DType dtype)
-    : entries_(Tensor::zeros({config.layers, config.context, 2 * config.width}, dtype, device)) {}
+KeyValueCache::KeyValueCache(const TransformerConfig& config, Device device, DType dtype,
+                             std::int64_t capacity)
+    : capacity_(capacity > 0 ? std::min(capacity, config.context) : config.context),
+      entries_(Tensor::zeros({config.layers, capacity_, 2 * config.width}, dtype, device)) {}
 
 struct MainModel::State {
   ModelConfig config;
@@ -124,7 +135,7 @@ struct MainModel::State {
   Tensor statistics;              // [tensor-parallel ranks, tile, 3] of the logits
   Tensor full;                    // [max_positions, width] where rows are split
   Tensor d_output, d_output_own;  // [max_positions, width], [own, width]: the same if not split
-  std::vector<std::int32_t> host_positions, host_tokens;
+  std::vector<std::int32_t> host_positions, host_tokens, host_rows;
 
   State(const ModelConfig& model, ParameterSet& set, Backend& device_backend,
         const MainModelOptions& model_options)
@@ -173,6 +184,7 @@ struct MainModel::State {
     }
     host_positions.resize(static_cast<std::size_t>(max_positions));
     host_tokens.resize(static_cast<std::size_t>(max_positions));
+    host_rows.resize(static_cast<std::size_t>(max_positions));
   }
 
   EmbeddingInput embedding_input(bool has_rows) const {
@@ -261,6 +273,66 @@ struct MainModel::State {
     if (with_gradient) tp.reduce(d_output, d_output_own, count);
     return backend.sum(losses.rows(0, count));
   }
+
+  void check(std::span<const DecodeSequence> sequences, const Tensor& row_table) const {
+    std::vector<const KeyValueCache*> caches;
+    for (const DecodeSequence& sequence : sequences) {
+      const KeyValueCache& cache = *sequence.cache;
+      const auto count = std::ssize(sequence.tokens);
+      if (count == 0 ||
+          (!sequence.row_of_position.empty() && std::ssize(sequence.row_of_position) != count) ||
+          (!sequence.logits.empty() && std::ssize(sequence.logits) != config.vocabulary_size)) {
+        throw std::invalid_argument(fmt::format(
+            "decoding {} tokens with {} row indices and {} logits; expected at least one token, an "
+            "index a token or none, and {} logits or none",
+            count, sequence.row_of_position.size(), sequence.logits.size(),
+            config.vocabulary_size));
+      }
+      if (cache.length() + count > cache.capacity()) {
+        throw std::out_of_range(fmt::format("decoding {} tokens after {}: the cache holds {}",
+                                            count, cache.length(), cache.capacity()));
+      }
+      check_range(sequence.tokens, 0, config.vocabulary_size, "token id");
+      check_range(sequence.row_of_position, -1, row_table.empty() ? 0 : row_table.dim(0),
+                  "f-gram row");
+      caches.push_back(&cache);
+    }
+    std::sort(caches.begin(), caches.end());
+    if (std::adjacent_find(caches.begin(), caches.end()) != caches.end()) {
+      throw std::invalid_argument("decoding two sequences with one cache");
+    }
+  }
+
+  /// The first `count` host tokens, positions and rows through the model. wanted: rows of the pass
+  /// in ascending order, and where the logits of each go.
+  void decode_pass(std::span<const DecodePiece> pieces,
+                   std::span<const std::pair<std::int64_t, std::span<float>>> wanted,
+                   const Tensor& row_table, std::int64_t count) {
+    const auto upload = [&](const std::vector<std::int32_t>& from, const Tensor& to) {
+      backend.upload(std::span<const std::int32_t>(from).first(static_cast<std::size_t>(count)),
+                     to);
+    };
+    upload(host_tokens, tokens);
+    upload(host_positions, positions);
+    const bool has_rows = !row_table.empty();
+    if (has_rows) upload(host_rows, rows);
+    backend.embed(embedding_input(has_rows), token_embedding, position_embedding, row_table,
+                  activations.input(), count);
+    transformer.forward(activations, CachedAttention(config.main, pieces), positions, count);
+    // The rows whose logits are wanted, moved to the front: one product with the head for all.
+    const Tensor& output = activations.output;
+    const auto outputs = std::ssize(wanted);
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      const std::int64_t from = wanted[static_cast<std::size_t>(i)].first;
+      if (from != i) backend.copy(output.rows(from, 1), output.rows(i, 1));
+    }
+    for (std::int64_t begin = 0; begin < outputs; begin += tile) {
+      const std::int64_t part = std::min(tile, outputs - begin);
+      backend.linear(output.rows(begin, part), head, {}, {}, logits, part);
+      for (std::int64_t i = 0; i < part; ++i)
+        backend.download(logits.rows(i, 1), wanted[static_cast<std::size_t>(begin + i)].second);
+    }
+  }
 };
 
 MainModel::MainModel(const ModelConfig& config, ParameterSet& parameters, Backend& backend,
@@ -294,38 +366,44 @@ double MainModel::forward_backward(const MicroBatch& batch, const Tensor& rows,
   return total;
 }
 
-void MainModel::decode(std::span<const std::int32_t> tokens,
-                       std::span<const std::int32_t> row_of_position, const Tensor& rows,
-                       KeyValueCache& cache, std::span<float> logits) {
+void MainModel::decode(std::span<const DecodeSequence> sequences, const Tensor& rows) {
   State& s = *state_;
   if (s.tp.size() > 1) throw std::logic_error("decoding with tensor parallelism");
-  const auto total = static_cast<std::int64_t>(tokens.size());
-  if (total == 0 || cache.length_ + total > s.config.main.context) {
-    throw std::out_of_range(fmt::format("decoding {} tokens after {}: the context is {}", total,
-                                        cache.length_, s.config.main.context));
-  }
-  check_range(tokens, 0, s.config.vocabulary_size, "token id");
-  check_range(row_of_position, -1, rows.empty() ? 0 : rows.dim(0), "f-gram row");
-  for (std::int64_t begin = 0; begin < total; begin += s.options.max_positions) {
-    const std::int64_t count = std::min(s.options.max_positions, total - begin);
-    const auto first = static_cast<std::size_t>(begin), size = static_cast<std::size_t>(count);
-    const auto past = static_cast<std::int32_t>(cache.length_);
-    std::iota(s.host_positions.begin(), s.host_positions.begin() + count, past);
-    s.backend.upload(tokens.subspan(first, size), s.tokens);
-    s.backend.upload(std::span<const std::int32_t>(s.host_positions).first(size), s.positions);
-    const bool has_rows = !row_of_position.empty();
-    if (has_rows) s.backend.upload(row_of_position.subspan(first, size), s.rows);
-    s.backend.embed(s.embedding_input(has_rows), s.token_embedding, s.position_embedding, rows,
-                    s.activations.input(), count);
-    s.transformer.forward(s.activations,
-                          CachedAttention(s.config.main, cache.entries_, cache.length_, count),
-                          s.positions, count);
-    cache.length_ += count;
-    if (begin + count == total) {
-      s.backend.linear(s.activations.output.rows(count - 1, 1), s.head, {}, {}, s.logits, 1);
-      s.backend.download(s.logits, logits);
+  s.check(sequences, rows);
+  const std::int64_t capacity = s.options.max_positions;
+  std::vector<DecodePiece> pieces;
+  std::vector<std::pair<std::int64_t, std::span<float>>> wanted;  // row of the pass, its logits
+  std::int64_t count = 0;
+  bool has_rows = false;
+  const auto run = [&] {
+    s.decode_pass(pieces, wanted, has_rows ? rows : Tensor{}, count);
+    pieces.clear();
+    wanted.clear();
+    count = 0;
+    has_rows = false;
+  };
+  for (const DecodeSequence& sequence : sequences) {
+    const auto total = std::ssize(sequence.tokens);
+    for (std::int64_t begin = 0; begin < total;) {
+      const std::int64_t taken = std::min(capacity - count, total - begin);
+      pieces.push_back({&sequence.cache->entries_, sequence.cache->length_, count, taken});
+      for (std::int64_t i = 0; i < taken; ++i) {
+        const auto from = static_cast<std::size_t>(begin + i);
+        const auto to = static_cast<std::size_t>(count + i);
+        s.host_tokens[to] = sequence.tokens[from];
+        s.host_positions[to] = static_cast<std::int32_t>(sequence.cache->length_ + i);
+        s.host_rows[to] = sequence.row_of_position.empty() ? -1 : sequence.row_of_position[from];
+        has_rows = has_rows || s.host_rows[to] >= 0;
+      }
+      begin += taken;
+      count += taken;
+      sequence.cache->length_ += taken;
+      if (begin == total && !sequence.logits.empty())
+        wanted.emplace_back(count - 1, sequence.logits);
+      if (count == capacity) run();
     }
   }
+  if (count > 0) run();
 }
 
 Device MainModel::device() const { return state_->backend.device(); }

@@ -32,15 +32,27 @@ struct MicroBatch {
 /// Keys and values of one sequence's past tokens, for decoding.
 class KeyValueCache {
  public:
-  /// dtype: the model's.
-  KeyValueCache(const TransformerConfig& config, Device device, DType dtype = DType::fp32);
+  /// dtype: the model's. capacity: most tokens, at most the context; 0: the context.
+  KeyValueCache(const TransformerConfig& config, Device device, DType dtype = DType::fp32,
+                std::int64_t capacity = 0);
   std::int64_t length() const { return length_; }
+  std::int64_t capacity() const { return capacity_; }
   void clear() { length_ = 0; }
 
  private:
   friend class MainModel;
-  Tensor entries_;  // [layers, context, 2 width]
+  std::int64_t capacity_;
+  Tensor entries_;  // [layers, capacity, 2 width]
   std::int64_t length_ = 0;
+};
+
+/// New tokens of one sequence of a batch that is decoded.
+struct DecodeSequence {
+  KeyValueCache* cache = nullptr;  // of the tokens before; the new ones are appended
+  std::span<const std::int32_t> tokens;
+  std::span<const std::int32_t>
+      row_of_position;      // as in MicroBatch, one a token; empty: none has a row
+  std::span<float> logits;  // [vocabulary], takes those of the last token; empty: not wanted
 };
 
 struct MainModelOptions {
@@ -79,11 +91,12 @@ class MainModel {
                           float loss_scale,
                           const std::function<void(std::int64_t offset)>& gradients_final = {});
 
-  /// Appends `tokens` to the cached sequence and writes the logits of the last one to logits
-  /// [vocabulary]. row_of_position: as in MicroBatch, one a token. Throws std::out_of_range beyond
-  /// the context, std::logic_error with tensor parallelism.
-  void decode(std::span<const std::int32_t> tokens, std::span<const std::int32_t> row_of_position,
-              const Tensor& rows, KeyValueCache& cache, std::span<float> logits);
+  /// Appends the new tokens of several sequences to their caches, one or many each, in one pass
+  /// over the weights (in more where they are over max_positions together), and writes the logits
+  /// that are wanted. Throws std::out_of_range beyond a cache's capacity or for ids out of range,
+  /// std::invalid_argument for a sequence without tokens, spans of other sizes, or one cache twice;
+  /// std::logic_error with tensor parallelism.
+  void decode(std::span<const DecodeSequence> sequences, const Tensor& rows);
 
   std::size_t activation_bytes() const;
   Device device() const;
