@@ -217,6 +217,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     throw InputError(fmt::format("--fgrams {}: {} is a baseline without f-gram model; leave it out",
                                  options.vocabulary.string(), source.checkpoint.string()));
   }
+  if (options.vocabulary_size > 0 && options.vocabulary.empty())
+    throw InputError("--fgrams-size: goes with --fgrams FILE, of which it takes the first");
   std::unique_ptr<Tokenizer> tokenizer;
   if (root) tokenizer = open_source_tokenizer(source);
   std::unique_ptr<FgramVocabulary> vocabulary;
@@ -225,8 +227,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
   read_parameters(source.checkpoint, main_parameters);
   TableLayout layout;
   if (has_table) {
-    vocabulary =
-        std::make_unique<FgramVocabulary>(open_source_vocabulary(source, options.vocabulary));
+    vocabulary = std::make_unique<FgramVocabulary>(
+        open_source_vocabulary(source, options.vocabulary, options.vocabulary_size));
     layout = make_table_layout(options.type, source.config.main.width, vocabulary->size(),
                                options.file_bytes, vocabulary->fingerprint());
     result.rows = layout.rows;

@@ -19,6 +19,7 @@ struct BakeOptions {
   std::filesystem::path bundle;      // made by the bake
   RowType type = RowType::fp32;      // of the table's rows
   std::filesystem::path vocabulary;  // f-gram vocabulary file; empty: the one trained with
+  std::int64_t vocabulary_size = 0;  // of that file, use the first so many; 0: all
   bool overwrite = false;            // replace an existing bundle
   std::int64_t block_nodes = 32768;  // f-grams evaluated at a time on each rank
   std::int64_t file_bytes = std::int64_t{32} << 30;  // most of a file of rows

@@ -41,11 +41,12 @@ class ProgressLine {
 
 struct Arguments {
   BakeOptions options;
-  std::string type = "fp32", file_size = "32G", device = "cpu";
+  std::string type = "fp32", file_size = "32G", fgrams_size = "0", device = "cpu";
 };
 
 int run_bake(Arguments& arguments, CommandContext& context) {
   arguments.options.type = row_type_of(arguments.type);
+  arguments.options.vocabulary_size = parse_size(arguments.fgrams_size);
   arguments.options.file_bytes = parse_size(arguments.file_size);
   const ComputeDevice device = open_inference_device(arguments.device, context.world);
   ProgressLine line(context.world.size());
@@ -111,6 +112,8 @@ void add_bake(CLI::App& app, Action& action) {
   command->add_option("--fgrams", options.vocabulary,
                       "F-gram vocabulary to bake; default: the one trained with. A larger one of "
                       "the same tokenizer is fine");
+  command->add_option("--fgrams-size", arguments->fgrams_size,
+                      "Bake the first S f-grams of --fgrams (200K, 1M); 0: all");
   command->add_flag("--overwrite", options.overwrite, "Replace an existing bundle");
   command
       ->add_option("--block-nodes", options.block_nodes,

@@ -91,7 +91,7 @@ ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant tr
 # Bake on 2 ranks, and the same loss from the table.
 ranks 2 "$scone" bake one --out bundle
 "$scone" bake one --out bundle-alone
-cmp bundle/table/rows-00000.bin bundle-alone/table/rows.bin
+cmp bundle/table/rows-00000.bin bundle-alone/table/rows-00000.bin
 refuses "exists" "$scone" bake one --out bundle
 "$scone" eval one --data shards/validation --json | tail -n 1 >live.json
 ranks 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
