@@ -1,10 +1,12 @@
 #include "checkpoint/bake.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <system_error>
 
+#include "checkpoint/bake_journal.h"
 #include "checkpoint/bundle.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/durable_file.h"
@@ -12,6 +14,8 @@
 #include "checkpoint/file_checksum.h"
 #include "checkpoint/model_source.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/table/table_index.h"
+#include "checkpoint/table_files.h"
 #include "data/tokenizer.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
@@ -22,8 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kModelFile = "model.safetensors";
-constexpr const char* kVocabularyFile = "fgrams.h5";
-constexpr const char* kTableFile = "table/rows.bin";
+constexpr std::int64_t kMostIndexBytes = 8;  // of an f-gram, on disk
 
 fs::path folder_path(const fs::path& path) {
   const fs::path normal = fs::absolute(path).lexically_normal();
@@ -58,42 +61,59 @@ void make_empty_folder(const fs::path& folder) {
   }
 }
 
-/// Creates the table file at its full size, sparse, with its first page.
-void create_table(const fs::path& path, const TableLayout& layout) {
-  fs::create_directories(path.parent_path());
-  write_text_durably(path, table_header(layout));
-  fs::resize_file(path, static_cast<std::uintmax_t>(layout.file_bytes()));
+void write_index(const fs::path& path, const FgramVocabulary& vocabulary) {
+  TableIndexHeader header{.rows = vocabulary.size(),
+                          .max_length = vocabulary.max_length(),
+                          .token_vocabulary_size = vocabulary.token_vocabulary_size(),
+                          .fgrams = vocabulary.fingerprint()};
+  const auto key_of = [&](std::int64_t id) {
+    const std::int64_t prefix = vocabulary.prefix(id);
+    return TableKey{prefix < 0 ? -1 - std::int64_t{vocabulary.first_token(id)} : prefix,
+                    vocabulary.last_token(id), vocabulary.length(id) <= vocabulary.max_length()};
+  };
+  for (std::int64_t id = 0; id < header.rows; ++id) header.unused += !key_of(id).used;
+  TableIndex::write(path, header, key_of);
 }
 
-/// Adds tokenizer, model, f-gram vocabulary and at last bundle.json to the temporary folder.
+/// The bundle's description of files whose checksums the ranks shared out. Collective.
+nlohmann::json describe_row_files(const fs::path& folder, const TableLayout& layout,
+                                  Communicator& ranks) {
+  std::vector<std::int64_t> checksums(static_cast<std::size_t>(layout.files()), 0);
+  for (std::int64_t file = ranks.rank(); file < layout.files(); file += ranks.size())
+    checksums[static_cast<std::size_t>(file)] = static_cast<std::int64_t>(
+        std::stoull(file_checksum(folder / table_file_name(file)), nullptr, 16));
+  ranks.all_reduce(checksums, ReduceOp::sum);
+  nlohmann::json files = nlohmann::json::object();
+  for (std::int64_t file = 0; file < layout.files(); ++file)
+    files[table_file_name(file)] = {
+        {"bytes", layout.bytes_of_file(file)},
+        {"xxh3", fmt::format("{:016x}", static_cast<std::uint64_t>(
+                                            checksums[static_cast<std::size_t>(file)]))}};
+  return files;
+}
+
+/// Adds tokenizer, model, index and at last bundle.json to the temporary folder.
 void write_rest(const fs::path& folder, const ModelSource& source, const Tokenizer& tokenizer,
                 const ParameterSet& main_parameters, const FgramVocabulary* vocabulary,
-                const TableLayout& layout) {
+                const TableLayout& layout, nlohmann::json files) {
   const std::string tokenizer_name =
       tokenizer.file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
-  fs::copy_file(tokenizer.file(), folder / tokenizer_name);
+  fs::copy_file(tokenizer.file(), folder / tokenizer_name, fs::copy_options::overwrite_existing);
   write_safetensors(folder / kModelFile, exported_views(main_parameters),
                     {{"format", "pt"}, {"producer", "scone"}});
   std::vector<std::string> names = {tokenizer_name, kModelFile};
   nlohmann::json fgrams, table;
   if (vocabulary != nullptr) {
-    vocabulary->save(folder / kVocabularyFile);
-    names.emplace_back(kVocabularyFile);
-    fgrams = {{"file", kVocabularyFile},
-              {"size", vocabulary->size()},
+    write_index(folder / kTableIndexFile, *vocabulary);
+    names.emplace_back(kTableIndexFile);
+    fgrams = {{"size", vocabulary->size()},
               {"max_length", vocabulary->max_length()},
               {"fingerprint", vocabulary->fingerprint()}};
-    nlohmann::json file = describe_files(folder, {kTableFile}).at(kTableFile);
-    file["name"] = kTableFile;
-    table = {{"files", nlohmann::json::array({file})},
-             {"dtype", name_of(layout.type)},
-             {"width", layout.width},
-             {"rows", layout.rows},
-             {"record_bytes", layout.bytes_of_record()},
-             {"data_offset", kTableDataOffset}};
+    table = describe_table(layout);
     sync_path(folder / "table");
   }
   for (const std::string& name : names) sync_path(folder / name);
+  files.update(describe_files(folder, names));
   const nlohmann::json description = {
       {"format", kBundleFormat},
       {"format_version", kBundleVersion},
@@ -107,9 +127,62 @@ void write_rest(const fs::path& folder, const ModelSource& source, const Tokeniz
       {"tokenizer", {{"file", tokenizer_name}, {"fingerprint", source.tokenizer_fingerprint}}},
       {"fgrams", fgrams},
       {"table", table},
-      {"files", describe_files(folder, names)}};
+      {"files", files}};
   write_text_durably(folder / "bundle.json", description.dump(2) + "\n");
   sync_path(folder);
+}
+
+/// What a bake computes: another one of the same goes on with its rows.
+nlohmann::json identity_of(const ModelSource& source, const TableLayout& layout,
+                           const BakeOptions& options, Device device) {
+  return {{"checkpoint", file_checksum(source.checkpoint / "manifest.json")},
+          {"table", describe_table(layout)},
+          {"fgrams", layout.fgrams},
+          {"block_nodes", options.block_nodes},
+          {"device", device == Device::cpu ? "cpu" : "cuda"}};
+}
+
+/// Bytes of the disk that the files of a folder take.
+std::int64_t allocated_bytes(const fs::path& folder) {
+  std::int64_t bytes = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    struct stat status {};
+    if (entry.is_regular_file() && ::stat(entry.path().c_str(), &status) == 0)
+      bytes += std::int64_t{512} * status.st_blocks;
+  }
+  return bytes;
+}
+
+/// Makes the temporary folder with the files of the rows, or finds them there. Returns whether
+/// something else's was removed.
+bool prepare_folder(const fs::path& folder, const TableLayout& layout, std::int64_t other_bytes,
+                    const nlohmann::json& identity) {
+  if (BakeJournal::continues(folder, identity)) {
+    require_free_space(folder, layout.bytes() + other_bytes - allocated_bytes(folder));
+    return false;
+  }
+  const bool foreign = fs::exists(folder / "bake.json");
+  make_empty_folder(folder);
+  require_free_space(folder, layout.bytes() + other_bytes);
+  TableFiles::create(folder, layout);
+  BakeJournal::begin(folder, identity);
+  return foreign;
+}
+
+/// Runs the f-gram model of the checkpoint over the vocabulary. Collective.
+std::int64_t bake_rows(const ModelSource& source, const FgramVocabulary& vocabulary,
+                       const TableLayout& layout, const fs::path& folder,
+                       const BakeOptions& options, Backend& backend, Communicator& ranks,
+                       const BakeProgressReport& report) {
+  ParameterSet main_parameters(main_parameter_specs(source.config), backend.device(),
+                               /*with_gradients=*/false);
+  ParameterSet fgram_parameters(fgram_parameter_specs(source.config), backend.device(),
+                                /*with_gradients=*/false);
+  read_parameters(source.checkpoint, main_parameters);
+  read_parameters(source.checkpoint, fgram_parameters);
+  FgramModel model(source.config, fgram_parameters, whole_token_table(main_parameters), backend,
+                   false);
+  return bake_table(vocabulary, model, backend, layout, folder, options.block_nodes, ranks, report);
 }
 
 }  // namespace
@@ -144,6 +217,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     throw InputError(fmt::format("--fgrams {}: {} is a baseline without f-gram model; leave it out",
                                  options.vocabulary.string(), source.checkpoint.string()));
   }
+  if (options.vocabulary_size > 0 && options.vocabulary.empty())
+    throw InputError("--fgrams-size: goes with --fgrams FILE, of which it takes the first");
   std::unique_ptr<Tokenizer> tokenizer;
   if (root) tokenizer = open_source_tokenizer(source);
   std::unique_ptr<FgramVocabulary> vocabulary;
@@ -152,42 +227,51 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
   read_parameters(source.checkpoint, main_parameters);
   TableLayout layout;
   if (has_table) {
-    vocabulary =
-        std::make_unique<FgramVocabulary>(open_source_vocabulary(source, options.vocabulary));
-    layout = {options.type, source.config.main.width, vocabulary->size()};
+    vocabulary = std::make_unique<FgramVocabulary>(
+        open_source_vocabulary(source, options.vocabulary, options.vocabulary_size));
+    layout = make_table_layout(options.type, source.config.main.width, vocabulary->size(),
+                               options.file_bytes, vocabulary->fingerprint());
     result.rows = layout.rows;
     result.width = layout.width;
-    result.table_bytes = layout.file_bytes();
+    result.table_bytes = layout.bytes();
   }
 
   ranks.barrier();  // a rank that cannot read the model ends all before anything is written
-  if (root) make_empty_folder(temporary);
   try {
     if (root) {
-      const std::int64_t model_bytes = 4 * main_parameters.elements();
-      const std::int64_t vocabulary_bytes = 32 * layout.rows;
-      require_free_space(temporary, result.table_bytes + model_bytes + vocabulary_bytes);
-      if (has_table) create_table(temporary / kTableFile, layout);
+      const std::int64_t other_bytes =
+          4 * main_parameters.elements() + kMostIndexBytes * layout.rows;
+      if (has_table) {
+        result.started_anew = prepare_folder(
+            temporary, layout, other_bytes, identity_of(source, layout, options, backend.device()));
+      } else {
+        make_empty_folder(temporary);
+        require_free_space(temporary, other_bytes);
+      }
     }
     ranks.barrier();
+    nlohmann::json row_files = nlohmann::json::object();
     if (has_table) {
-      ParameterSet fgram_parameters(fgram_parameter_specs(source.config), Device::cpu,
-                                    /*with_gradients=*/false);
-      read_parameters(source.checkpoint, fgram_parameters);
-      FgramModel model(source.config, fgram_parameters, whole_token_table(main_parameters), backend,
-                       false);
-      bake_table(*vocabulary, model, layout, temporary / kTableFile, options.block_nodes, ranks,
-                 report);
+      result.rows_kept =
+          bake_rows(source, *vocabulary, layout, temporary, options, backend, ranks, report);
+      row_files = describe_row_files(temporary, layout, ranks);
     }
     if (root) {
-      write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout);
+      write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout,
+                 row_files);
+      if (has_table) result.index_bytes = file_bytes(temporary / kTableIndexFile);
+      BakeJournal::remove(temporary);
       publish_folder(temporary, bundle, with_suffix(bundle, ".old.tmp"));
     }
     ranks.barrier();
-  } catch (...) {
+  } catch (const InputError&) {
     std::error_code ignored;
     if (root) fs::remove_all(temporary, ignored);
     throw;
+  } catch (const std::exception& error) {
+    throw std::runtime_error(fmt::format(
+        "{}; the rows that are finished stay in {}, and the same bake goes on from there",
+        error.what(), temporary.string()));
   }
   result.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

@@ -1,155 +1,151 @@
-#include <fcntl.h>
+#include "checkpoint/bake_table.h"
+
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
-#include <numeric>
-#include <stdexcept>
+#include <future>
+#include <string>
+#include <vector>
 
-#include "checkpoint/bake.h"
+#include "checkpoint/bake_blocks.h"
+#include "checkpoint/bake_journal.h"
+#include "checkpoint/file_checksum.h"
+#include "checkpoint/table_files.h"
 #include "data/fgram_trie.h"
+#include "model/ops/ops.h"
 #include "model/tensor.h"
+#include "parallel/error.h"
 
 namespace scone {
 namespace {
 
-/// A file descriptor for pwrite.
-class WriteFile {
- public:
-  explicit WriteFile(const std::filesystem::path& path)
-      : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
-    if (descriptor_ < 0) fail("be opened");
-  }
-  ~WriteFile() { ::close(descriptor_); }
-  WriteFile(const WriteFile&) = delete;
-  WriteFile& operator=(const WriteFile&) = delete;
+std::string checksum_of(std::span<const std::byte> records) {
+  StreamingChecksum checksum;
+  checksum.add(records);
+  return checksum.hex();
+}
 
-  void write_at(std::int64_t offset, std::span<const std::byte> bytes) const {
-    while (!bytes.empty()) {
-      const ssize_t written = ::pwrite(descriptor_, bytes.data(), bytes.size(), offset);
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) fail("be written");
-      bytes = bytes.subspan(static_cast<std::size_t>(written));
-      offset += written;
-    }
+/// 1 for each block that is finished and whole; the ranks share the reading.
+std::vector<std::int64_t> verified_blocks(const std::filesystem::path& folder,
+                                          const BakeBlocks& blocks, const TableFiles& files,
+                                          std::int64_t record, Communicator& ranks) {
+  std::vector<std::int64_t> verified(static_cast<std::size_t>(blocks.blocks()), 0);
+  std::vector<std::byte> records;
+  for (const auto& [block, checksum] : BakeJournal::finished(folder)) {
+    if (block < 0 || block >= blocks.blocks() || block % ranks.size() != ranks.rank()) continue;
+    const auto ids = blocks.ids(block);
+    records.resize(ids.size() * static_cast<std::size_t>(record));
+    files.read(ids, records);
+    verified[static_cast<std::size_t>(block)] = checksum_of(records) == checksum;
   }
-  void sync() const {
-    if (::fsync(descriptor_) != 0) fail("be synced to disk");
+  ranks.all_reduce(verified, ReduceOp::max);
+  return verified;
+}
+
+/// The f-grams of a block through the model, as records.
+class BlockEvaluation {
+ public:
+  BlockEvaluation(const FgramVocabulary& vocabulary, FgramModel& model, Backend& backend,
+                  const TableLayout& layout)
+      : vocabulary_(vocabulary), model_(model), backend_(backend), layout_(layout) {}
+
+  void run(std::span<const std::int64_t> ids, std::vector<std::byte>& records) {
+    const FgramTrie trie = build_fgram_trie(vocabulary_, ids);
+    const Shape shape = {trie.size(), layout_.width};
+    if (rows_.empty() || rows_.dim(0) < trie.size())
+      rows_ = Tensor::zeros(shape, DType::fp32, backend_.device());
+    const Tensor rows = rows_.view(shape);
+    model_.forward({trie.token, trie.parent, trie.depth}, rows);
+    std::span<const float> values;
+    if (backend_.device() == Device::cpu) {
+      values = rows.span<float>();
+    } else {
+      host_.resize(static_cast<std::size_t>(rows.elements()));
+      backend_.download(rows, host_);
+      values = host_;
+    }
+    encode(ids, trie, values, records);
   }
 
  private:
-  [[noreturn]] void fail(const char* action) const {
-    throw std::runtime_error(
-        fmt::format("{}: cannot {}: {}", path_.string(), action, std::strerror(errno)));
-  }
-  std::filesystem::path path_;
-  int descriptor_;
-};
-
-/// Encodes the rows of `trie`'s f-grams and writes each at its id's place, runs of consecutive ids
-/// in one call.
-void write_rows(const WriteFile& file, const TableLayout& layout, std::span<const std::int64_t> ids,
-                const FgramTrie& trie, const Tensor& rows) {
-  const auto width = static_cast<std::size_t>(layout.width);
-  const auto record = static_cast<std::size_t>(layout.bytes_of_record());
-  constexpr std::size_t kMostRun = 256;
-  std::vector<std::byte> buffer;
-  for (std::size_t begin = 0; begin < ids.size();) {
-    std::size_t end = begin + 1;
-    while (end < ids.size() && end - begin < kMostRun && ids[end] == ids[end - 1] + 1) ++end;
-    buffer.assign((end - begin) * record, std::byte{0});
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::span<const float> row(rows.data<float>() + trie.node_of_fgram[i] * layout.width,
-                                       width);
-      if (!std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); })) {
-        throw std::runtime_error(fmt::format(
-            "the row of f-gram {} is not finite: the checkpoint's f-gram model has diverged; bake "
-            "an earlier checkpoint",
-            ids[i]));
-      }
-      encode_row(layout.type, row, buffer.data() + (i - begin) * record);
+  void encode(std::span<const std::int64_t> ids, const FgramTrie& trie,
+              std::span<const float> values, std::vector<std::byte>& records) const {
+    const auto width = static_cast<std::size_t>(layout_.width);
+    const auto record = static_cast<std::size_t>(layout_.bytes_of_record());
+    records.assign(ids.size() * record, std::byte{0});
+    std::atomic<std::int64_t> not_finite{-1};
+#pragma omp parallel for schedule(static)
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const auto row =
+          values.subspan(static_cast<std::size_t>(trie.node_of_fgram[i]) * width, width);
+      if (!std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); }))
+        not_finite = ids[i];
+      encode_row(layout_.type, row, records.data() + i * record);
     }
-    file.write_at(kTableDataOffset + ids[begin] * layout.bytes_of_record(), buffer);
-    begin = end;
+    if (not_finite >= 0)
+      throw InputError(fmt::format(
+          "the row of f-gram {} is not finite: the checkpoint's f-gram model has diverged; bake "
+          "an earlier checkpoint",
+          not_finite.load()));
   }
-}
+
+  const FgramVocabulary& vocabulary_;
+  FgramModel& model_;
+  Backend& backend_;
+  const TableLayout& layout_;
+  Tensor rows_;              // [nodes, width]
+  std::vector<float> host_;  // the same, where the device is not the host
+};
 
 }  // namespace
 
-BakeBlocks::BakeBlocks(const FgramVocabulary& vocabulary, std::int64_t block_nodes) {
-  const std::int64_t size = vocabulary.size();
-  // Leading bigram of each id (a prefix has a lower id), and f-grams of each leading bigram.
-  std::vector<std::int64_t> bigram(static_cast<std::size_t>(size), -1);
-  std::vector<std::int64_t> bigrams;
-  std::vector<std::int64_t> members(static_cast<std::size_t>(size), 0);
-  for (std::int64_t id = 0; id < size; ++id) {
-    if (vocabulary.length(id) > vocabulary.max_length()) continue;
-    const std::int64_t prefix = vocabulary.prefix(id);
-    const std::int64_t leading = prefix < 0 ? id : bigram[static_cast<std::size_t>(prefix)];
-    if (prefix < 0) bigrams.push_back(id);
-    bigram[static_cast<std::size_t>(id)] = leading;
-    ++members[static_cast<std::size_t>(leading)];
-  }
-  std::sort(bigrams.begin(), bigrams.end(), [&](std::int64_t a, std::int64_t b) {
-    return std::pair{vocabulary.first_token(a), vocabulary.last_token(a)} <
-           std::pair{vocabulary.first_token(b), vocabulary.last_token(b)};
-  });
-  // members[leading bigram] becomes its block.
-  std::vector<std::int64_t> block_sizes;
-  for (const std::int64_t leading : bigrams) {
-    std::int64_t& count = members[static_cast<std::size_t>(leading)];
-    if (block_sizes.empty() || block_sizes.back() + count > block_nodes) block_sizes.push_back(0);
-    block_sizes.back() += count;
-    count = static_cast<std::int64_t>(block_sizes.size()) - 1;
-  }
-  begin_.assign(block_sizes.size() + 1, 0);
-  std::partial_sum(block_sizes.begin(), block_sizes.end(), begin_.begin() + 1);
-  ids_.resize(static_cast<std::size_t>(begin_.back()));
-  std::vector<std::int64_t> next(begin_.begin(), begin_.end() - 1);
-  for (std::int64_t id = 0; id < size; ++id) {
-    const std::int64_t leading = bigram[static_cast<std::size_t>(id)];
-    if (leading < 0) continue;
-    const std::int64_t block = members[static_cast<std::size_t>(leading)];
-    ids_[static_cast<std::size_t>(next[static_cast<std::size_t>(block)]++)] = id;
-  }
-}
-
-std::span<const std::int64_t> BakeBlocks::ids(std::int64_t block) const {
-  const auto begin = static_cast<std::size_t>(begin_.at(static_cast<std::size_t>(block)));
-  const auto end = static_cast<std::size_t>(begin_.at(static_cast<std::size_t>(block) + 1));
-  return std::span(ids_).subspan(begin, end - begin);
-}
-
-void bake_table(const FgramVocabulary& vocabulary, FgramModel& model, const TableLayout& layout,
-                const std::filesystem::path& path, std::int64_t block_nodes, Communicator& ranks,
-                const BakeProgressReport& report) {
-  const auto started = std::chrono::steady_clock::now();
+std::int64_t bake_table(const FgramVocabulary& vocabulary, FgramModel& model, Backend& backend,
+                        const TableLayout& layout, const std::filesystem::path& folder,
+                        std::int64_t block_nodes, Communicator& ranks,
+                        const BakeProgressReport& report) {
   const BakeBlocks blocks(vocabulary, block_nodes);
-  const WriteFile file(path);
+  const TableFiles files(folder, layout);
+  const auto verified = verified_blocks(folder, blocks, files, layout.bytes_of_record(), ranks);
+
   BakeProgress progress;
-  for (std::int64_t block = ranks.rank(); block < blocks.blocks(); block += ranks.size()) {
-    progress.rows_total += static_cast<std::int64_t>(blocks.ids(block).size());
+  std::vector<std::int64_t> own;  // blocks of this rank
+  std::int64_t left = 0;
+  for (std::int64_t block = 0; block < blocks.blocks(); ++block) {
+    const auto size = static_cast<std::int64_t>(blocks.ids(block).size());
+    if (verified[static_cast<std::size_t>(block)] != 0) {
+      progress.rows_kept += size;
+    } else if (left++ % ranks.size() == ranks.rank()) {
+      own.push_back(block);
+      progress.rows_total += size;
+    }
   }
-  Tensor buffer;
-  for (std::int64_t block = ranks.rank(); block < blocks.blocks(); block += ranks.size()) {
-    const auto ids = blocks.ids(block);
-    const FgramTrie trie = build_fgram_trie(vocabulary, ids);
-    const Shape shape = {trie.size(), layout.width};
-    if (buffer.empty() || buffer.dim(0) < trie.size()) buffer = Tensor::zeros(shape);
-    const Tensor rows = buffer.view(shape);
-    model.forward({trie.token, trie.parent, trie.depth}, rows);
-    write_rows(file, layout, ids, trie, rows);
-    progress.rows_done += static_cast<std::int64_t>(ids.size());
+
+  const auto started = std::chrono::steady_clock::now();
+  BakeJournal journal(folder, ranks.rank());
+  BlockEvaluation evaluation(vocabulary, model, backend, layout);
+  // While a block is computed, the one before is written.
+  std::vector<std::byte> records, written;
+  std::future<void> writing;
+  for (const std::int64_t block : own) {
+    evaluation.run(blocks.ids(block), records);
+    if (writing.valid()) writing.get();
+    std::swap(records, written);
+    writing = std::async(std::launch::async, [&, block] {
+      files.write(blocks.ids(block), written);
+      journal.add(block, checksum_of(written));
+    });
+    progress.rows_done += static_cast<std::int64_t>(blocks.ids(block).size());
     progress.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     if (report) report(progress);
   }
-  file.sync();
+  if (writing.valid()) writing.get();
+  files.sync();
   ranks.barrier();
+  return progress.rows_kept;
 }
 
 }  // namespace scone

@@ -5,6 +5,7 @@
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/table_matcher.h"
 #include "data/json_integer.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
@@ -13,17 +14,6 @@ namespace scone {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// The files of a bundle in the form of describe_files: bundle.json's "files" and the table's.
-nlohmann::json all_files(const nlohmann::json& description) {
-  nlohmann::json files = description.at("files");
-  if (!description.at("table").is_null()) {
-    for (const auto& file : description.at("table").at("files")) {
-      files[file.at("name").get<std::string>()] = file;
-    }
-  }
-  return files;
-}
 
 /// What readers take from the description, and that it lists the files it speaks of.
 void check_description(const nlohmann::json& description, const ModelConfig& config,
@@ -44,7 +34,7 @@ void check_description(const nlohmann::json& description, const ModelConfig& con
   }
   std::vector<std::string> names{description.at("tokenizer").at("file").get<std::string>(),
                                  "model.safetensors"};
-  if (has_table) names.push_back(description.at("fgrams").at("file").get<std::string>());
+  if (has_table) names.emplace_back(kTableIndexFile);
   for (const std::string& name : names) {
     if (!description.at("files").contains(name)) {
       throw InputError(
@@ -53,35 +43,28 @@ void check_description(const nlohmann::json& description, const ModelConfig& con
   }
 }
 
-void open_table(Bundle& bundle, const fs::path& json_path) {
-  const nlohmann::json& fgrams = bundle.description.at("fgrams");
-  const fs::path path = bundle.folder / fgrams.at("file").get<std::string>();
-  bundle.vocabulary = std::make_unique<FgramVocabulary>(path, json_integer(fgrams.at("size")),
-                                                        fgrams.at("max_length").get<int>());
-  const auto fingerprint = fgrams.at("fingerprint").get<std::string>();
-  if (bundle.vocabulary->fingerprint() != fingerprint) {
-    throw InputError(
-        fmt::format("{}: expected the f-gram vocabulary {}, found {}; the file was "
-                    "exchanged: bake the bundle again",
-                    path.string(), fingerprint, bundle.vocabulary->fingerprint()));
+void open_table(Bundle& bundle, const RowSourceOptions& rows) {
+  bundle.table = std::make_unique<FgramTable>(bundle.folder, rows);
+  bundle.matcher = std::make_unique<TableMatcher>(
+      bundle.table->index(),
+      bundle.description.at("tokenizer").at("fingerprint").get<std::string>());
+  const fs::path json_path = bundle.folder / "bundle.json";
+  for (std::int64_t file = 0; file < bundle.table->layout().files(); ++file) {
+    if (!bundle.description.at("files").contains(table_file_name(file))) {
+      throw InputError(fmt::format("{}: \"files\" does not list {}; bake it again",
+                                   json_path.string(), table_file_name(file)));
+    }
   }
-  const auto tokenizer = bundle.description.at("tokenizer").at("fingerprint").get<std::string>();
-  if (bundle.vocabulary->tokenizer_fingerprint() != tokenizer) {
-    throw InputError(fmt::format("{}: its f-grams are of the tokenizer {}, the bundle's is {}",
-                                 path.string(), bundle.vocabulary->tokenizer_fingerprint(),
-                                 tokenizer));
-  }
-  bundle.table = std::make_unique<FgramTable>(bundle.folder, bundle.description.at("table"));
   if (bundle.table->width() != bundle.config.main.width) {
     throw InputError(fmt::format("{}: table.width: expected the model's width {}, found {}",
                                  json_path.string(), bundle.config.main.width,
                                  bundle.table->width()));
   }
-  if (bundle.table->rows() != bundle.vocabulary->size()) {
-    throw InputError(
-        fmt::format("{}: table.rows: expected {} as the f-gram vocabulary has, found "
-                    "{}",
-                    json_path.string(), bundle.vocabulary->size(), bundle.table->rows()));
+  const std::int64_t tokens = bundle.table->index().header().token_vocabulary_size;
+  if (tokens != bundle.config.vocabulary_size) {
+    throw InputError(fmt::format(
+        "{}: f-grams over {} tokens, but the model has {}; the index is of another bundle",
+        (bundle.folder / kTableIndexFile).string(), tokens, bundle.config.vocabulary_size));
   }
 }
 
@@ -92,7 +75,17 @@ bool is_bundle(const fs::path& path) {
   return fs::is_regular_file(path / "bundle.json", error);
 }
 
-Bundle open_bundle(const fs::path& folder) {
+nlohmann::json describe_table(const TableLayout& layout) {
+  return {{"dtype", name_of(layout.type)},
+          {"width", layout.width},
+          {"rows", layout.rows},
+          {"rows_per_file", layout.rows_per_file},
+          {"record_bytes", layout.bytes_of_record()},
+          {"data_offset", kTableDataOffset},
+          {"index", kTableIndexFile}};
+}
+
+Bundle open_bundle(const fs::path& folder, const RowSourceOptions& rows) {
   const fs::path json_path = folder / "bundle.json";
   Bundle bundle;
   bundle.folder = folder;
@@ -109,11 +102,11 @@ Bundle open_bundle(const fs::path& folder) {
     }
     bundle.config = description.at("model").get<ModelConfig>();
     check_description(description, bundle.config, json_path);
-    const auto problems = file_problems(folder, all_files(description), false);
+    const auto problems = file_problems(folder, description.at("files"), false);
     if (!problems.empty()) {
       throw InputError(fmt::format("damaged bundle: {}; bake it again", fmt::join(problems, "; ")));
     }
-    if (!description.at("table").is_null()) open_table(bundle, json_path);
+    if (!description.at("table").is_null()) open_table(bundle, rows);
   } catch (const nlohmann::json::exception& error) {
     throw InputError(fmt::format("{}: {}", json_path.string(), error.what()));
   }
@@ -123,7 +116,7 @@ Bundle open_bundle(const fs::path& folder) {
 std::vector<std::string> bundle_problems(const fs::path& folder) {
   try {
     const Bundle bundle = open_bundle(folder);
-    auto problems = file_problems(folder, all_files(bundle.description), true);
+    auto problems = file_problems(folder, bundle.description.at("files"), true);
     if (problems.empty()) {
       ParameterSet parameters(main_parameter_specs(bundle.config), Device::cpu);
       bundle.load_main_parameters(parameters);

@@ -6,33 +6,37 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/fgram_table.h"
-#include "data/fgram_vocabulary.h"
+#include "checkpoint/table/fgram_table.h"
+#include "data/fgram_matcher.h"
 #include "model/model_config.h"
 #include "model/parameter.h"
 
 namespace scone {
 
-/// An inference artifact: bundle.json, model.safetensors, tokenizer.*, fgrams.h5 (index) and
-/// table/.
+/// An inference artifact: bundle.json, model.safetensors, tokenizer.*, and the f-gram table with
+/// its index in table/. docs/bundle.md describes every byte.
 struct Bundle {
   nlohmann::json description;  // bundle.json
   ModelConfig config;
   std::filesystem::path folder;
-  std::unique_ptr<FgramVocabulary> vocabulary;  // null for a baseline's bundle
-  std::unique_ptr<FgramTable> table;            // null likewise
+  std::unique_ptr<FgramTable> table;      // null for a baseline's bundle
+  std::unique_ptr<FgramMatcher> matcher;  // of the table's f-grams; null likewise
   /// Copies model.safetensors into parameters of main_parameter_specs(config).
   void load_main_parameters(ParameterSet& parameters) const;
 };
 
 inline constexpr const char* kBundleFormat = "scone-bundle";
-inline constexpr int kBundleVersion = 1;
+inline constexpr int kBundleVersion = 2;
+inline constexpr const char* kTableIndexFile = "table/index.bin";
+
+/// bundle.json's "table".
+nlohmann::json describe_table(const TableLayout& layout);
 
 /// True where `path` is a folder with bundle.json.
 bool is_bundle(const std::filesystem::path& path);
-/// Opens and checks versions, sizes and fingerprints (whole checksums: bundle_problems). Throws
-/// InputError.
-Bundle open_bundle(const std::filesystem::path& folder);
+/// Opens and checks versions, sizes and fingerprints (whole checksums: bundle_problems). Where the
+/// rows cannot be read as `rows` asks, table->fallback() says why. Throws InputError.
+Bundle open_bundle(const std::filesystem::path& folder, const RowSourceOptions& rows = {});
 /// What is wrong with a bundle, every file read whole against its checksum: a line each; empty:
 /// valid.
 std::vector<std::string> bundle_problems(const std::filesystem::path& folder);

@@ -39,7 +39,8 @@ std::unique_ptr<Tokenizer> open_source_tokenizer(const ModelSource& source) {
   return tokenizer;
 }
 
-FgramVocabulary open_source_vocabulary(const ModelSource& source, const fs::path& chosen) {
+FgramVocabulary open_source_vocabulary(const ModelSource& source, const fs::path& chosen,
+                                       std::int64_t size) {
   const auto context = static_cast<int>(source.config.fgram.context);
   if (chosen.empty()) {
     const nlohmann::json& fgrams = source.manifest.fgrams;
@@ -58,7 +59,7 @@ FgramVocabulary open_source_vocabulary(const ModelSource& source, const fs::path
     }
     return vocabulary;
   }
-  FgramVocabulary vocabulary(chosen, 0, context);
+  FgramVocabulary vocabulary(chosen, size, context);
   if (vocabulary.token_vocabulary_size() != source.config.vocabulary_size) {
     throw InputError(fmt::format(
         "{}: its f-grams are of a vocabulary of {} tokens, the model's has {}; make the file again",

@@ -28,10 +28,11 @@ ModelSource open_model_source(const std::filesystem::path& checkpoint);
 /// The tokenizer that the model was trained with. Throws InputError: moved or exchanged.
 std::unique_ptr<Tokenizer> open_source_tokenizer(const ModelSource& source);
 
-/// The f-grams that the model was trained with, or of another file of the same tokenizer. Throws
-/// InputError: exchanged, or of another tokenizer.
+/// The f-grams that the model was trained with, or the first `size` (0: all) of another file of the
+/// same tokenizer. Throws InputError: exchanged, too few, or of another tokenizer.
 FgramVocabulary open_source_vocabulary(const ModelSource& source,
-                                       const std::filesystem::path& chosen = {});
+                                       const std::filesystem::path& chosen = {},
+                                       std::int64_t size = 0);
 
 /// A key of a section of manifest.json ("data.tokenizer" of its data). Throws InputError with the
 /// file and the key where it is missing or ill-typed.

@@ -22,7 +22,7 @@ std::string first_path(const TokenCorpus& corpus) {
   return corpus.shards().empty() ? "" : corpus.shards()[0].path.string();
 }
 
-void check(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
+void check(const TokenMixture& mixture, const FgramMatcher* matcher,
            const BatchStreamOptions& options, const DataState& start) {
   if (options.sequence_length < 1 || options.batch_sequences < 1 || options.prefetch < 1 ||
       options.read_ahead < 0 || options.data.count < 1 || options.data.index < 0 ||
@@ -46,13 +46,13 @@ void check(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
                     "sequence length, or use fewer ranks",
                     options.batch_sequences, options.data.count));
   }
-  if (vocabulary && vocabulary->tokenizer_fingerprint() != mixture.tokenizer_fingerprint()) {
+  if (matcher && matcher->tokenizer_fingerprint() != mixture.tokenizer_fingerprint()) {
     throw InputError(fmt::format(
         "{}: the shards' tokenizer is {}, the f-gram vocabulary's {}; make the f-grams from these "
         "shards with "
         "`scone fgrams`",
         first_path(mixture.corpus(0)), mixture.tokenizer_fingerprint(),
-        vocabulary->tokenizer_fingerprint()));
+        matcher->tokenizer_fingerprint()));
   }
 }
 
@@ -113,10 +113,10 @@ class ReadAhead {
 /// Makes batches one after another; no thread of its own.
 class BatchMaker {
  public:
-  BatchMaker(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
+  BatchMaker(const TokenMixture& mixture, const FgramMatcher* matcher,
              const BatchStreamOptions& options, DataState start, FgramPlanner* planner)
       : mixture_(mixture),
-        vocabulary_(vocabulary),
+        matcher_(matcher),
         planner_(planner),
         options_(options),
         order_(mixture, options.sequence_length, options.seed, options.shuffle),
@@ -126,8 +126,8 @@ class BatchMaker {
         asked_(start),
         first_slot_(options.batch_sequences * options.data.index / options.data.count),
         last_slot_(options.batch_sequences * (options.data.index + 1) / options.data.count) {
-    for (std::int64_t c = 0; vocabulary != nullptr && c < mixture_.size(); ++c)
-      matches_.emplace_back(mixture_.corpus(c), *vocabulary);
+    for (std::int64_t c = 0; matcher != nullptr && c < mixture_.size(); ++c)
+      matches_.emplace_back(mixture_.corpus(c), *matcher);
     if (start.sample > samples_) {
       throw InputError(
           fmt::format("the data order's position is sample {} of epoch {}, but an epoch has {} "
@@ -198,13 +198,13 @@ class BatchMaker {
     batch.tokens.resize(positions);
     batch.targets.resize(positions);
     batch.attention_start.resize(positions);
-    if (vocabulary_) batch.match.assign(positions, -1);
+    if (matcher_) batch.match.assign(positions, -1);
     batch.row_of_position.assign(positions, -1);
     std::int64_t sequence = 0;
     for (const SampleOrder::Place& place : coming_.front()) fill_sequence(place, sequence++, batch);
     coming_.pop_front();
     advance(next_, options_.batch_sequences);
-    if (vocabulary_) number_rows(batch);
+    if (matcher_) number_rows(batch);
   }
 
   void fill_sequence(const SampleOrder::Place& place, std::int64_t sequence, Batch& batch) {
@@ -228,13 +228,13 @@ class BatchMaker {
     } else {  // padding attends to padding only
       std::fill(attention_start + used, attention_start + length, static_cast<std::int32_t>(used));
     }
-    if (across && vocabulary_ == nullptr) return;
+    if (across && matcher_ == nullptr) return;
     corpus.document_ends(first, used, document_ends_);
     std::int64_t begin = 0;
     for (const std::int64_t document_end : document_ends_) {
       // One document's piece of the window: [begin, end).
       const std::int64_t end = std::min(document_end - first, used);
-      if (vocabulary_) {
+      if (matcher_) {
         const auto piece = static_cast<std::size_t>(end - begin);
         matches_[static_cast<std::size_t>(place.corpus)].match(
             first + begin, inputs.subspan(static_cast<std::size_t>(begin), piece),
@@ -291,7 +291,7 @@ class BatchMaker {
   }
 
   const TokenMixture mixture_;
-  const FgramVocabulary* vocabulary_;
+  const FgramMatcher* matcher_;
   std::deque<MatchAnnotations> matches_;  // of each corpus, where there is a vocabulary
   FgramPlanner* planner_;
   const BatchStreamOptions options_;
@@ -310,9 +310,9 @@ class BatchMaker {
 }  // namespace
 
 struct BatchStream::State {
-  State(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
-        const BatchStreamOptions& options, DataState start, FgramPlanner* batch_planner)
-      : maker(mixture, vocabulary, options, start, batch_planner),
+  State(const TokenMixture& mixture, const FgramMatcher* matcher, const BatchStreamOptions& options,
+        DataState start, FgramPlanner* batch_planner)
+      : maker(mixture, matcher, options, start, batch_planner),
         planner(batch_planner),
         allowed(options.prefetch),
         thread([this] { prepare(); }) {}
@@ -371,11 +371,11 @@ struct BatchStream::State {
   std::thread thread;  // last: starts when all else is there
 };
 
-BatchStream::BatchStream(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
+BatchStream::BatchStream(const TokenMixture& mixture, const FgramMatcher* matcher,
                          const BatchStreamOptions& options, DataState start,
                          FgramPlanner* planner) {
-  check(mixture, vocabulary, options, start);
-  state_ = std::make_unique<State>(mixture, vocabulary, options, start, planner);
+  check(mixture, matcher, options, start);
+  state_ = std::make_unique<State>(mixture, matcher, options, start, planner);
 }
 BatchStream::~BatchStream() = default;
 

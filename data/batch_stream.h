@@ -65,12 +65,12 @@ struct BatchCells {
 
 class BatchStream {
  public:
-  /// vocabulary may be null: no matches. planner, if any, plans every batch's f-grams, on the
+  /// matcher may be null: no matches. planner, if any, plans every batch's f-grams, on the
   /// stream's thread, which then is collective over the planner's world: all ranks must make their
-  /// streams and call next() alike. The corpora, vocabulary and planner must outlive this. Throws
+  /// streams and call next() alike. The corpora, matcher and planner must outlive this. Throws
   /// InputError for a corpus shorter than one sequence + 1 token, or fewer sequences in a batch
   /// than data-parallel ranks.
-  BatchStream(const TokenMixture& mixture, const FgramVocabulary* vocabulary,
+  BatchStream(const TokenMixture& mixture, const FgramMatcher* matcher,
               const BatchStreamOptions& options, DataState start = {},
               FgramPlanner* planner = nullptr);
   /// With a planner: waits for the batches begun, which other ranks may need, unless an exception

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "data/fgram_matcher.h"
+
 namespace scone {
 
 /// F-grams made in memory. Arrays are [f-grams], in the order of the ids.
@@ -24,7 +26,7 @@ struct FgramVocabularyContents {
 /// lexicographic by token ids). Closed under prefix and suffix, so an f-gram is its prefix (a
 /// token, or an f-gram of lower id) and its last token. Immutable, safe to use from several
 /// threads.
-class FgramVocabulary {
+class FgramVocabulary final : public FgramMatcher {
  public:
   /// Reads a file of `scone fgrams`, its first `size` f-grams (0: all) of length <= max_length (0:
   /// any). Throws InputError for a foreign or truncated file, or size beyond the file's.
@@ -32,15 +34,15 @@ class FgramVocabulary {
                            int max_length = 0);
   /// Of contents in memory, checked as a file's are; `source` names them in errors.
   explicit FgramVocabulary(FgramVocabularyContents contents, const std::string& source = "f-grams");
-  ~FgramVocabulary();
+  ~FgramVocabulary() override;
   FgramVocabulary(FgramVocabulary&&) noexcept;
 
   /// Ids are < size(). With a max_length, ids of longer f-grams among them are never found.
-  std::int64_t size() const;
-  int max_length() const;  // K: the longest f-gram found
+  std::int64_t size() const override;
+  int max_length() const override;
   std::int64_t token_vocabulary_size() const;
-  const std::string& tokenizer_fingerprint() const;
-  std::string fingerprint() const;  // of the first size() keys and max_length
+  const std::string& tokenizer_fingerprint() const override;
+  std::string fingerprint() const override;
 
   std::int64_t child(std::int32_t first, std::int32_t second) const;  // id of the 2-gram; -1: none
   std::int64_t child(std::int64_t prefix_id,
@@ -55,18 +57,12 @@ class FgramVocabulary {
   /// owner.
   std::int64_t leading_bigram(std::int64_t id) const;
 
-  /// Longest match ending at each position of one document piece: ids[i] is the f-gram with the
-  /// smallest start >= the piece's begin that ends at i, or -1. O(positions x K) probes. Throws
-  /// std::invalid_argument for unequal sizes.
-  void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids) const;
-  /// The same, and lengths[i]: tokens of the match; 0: none.
+  void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids) const override;
   void match(std::span<const std::int32_t> tokens, std::span<std::int64_t> ids,
-             std::span<std::uint8_t> lengths) const;
-  /// The same ids where the lengths of the matches are known: lengths[i] is 0, or 2..i + 1. Returns
-  /// the first position at which no f-gram of that length ends; tokens.size(): there is none.
+             std::span<std::uint8_t> lengths) const override;
   std::size_t match_of_lengths(std::span<const std::int32_t> tokens,
                                std::span<const std::uint8_t> lengths,
-                               std::span<std::int64_t> ids) const;
+                               std::span<std::int64_t> ids) const override;
 
   /// Bytes in memory that look-ups and tries use: the index, prefixes and last tokens. A file's
   /// prefixes and last tokens are mapped, as are its counts and lengths, which only count() and

@@ -176,8 +176,8 @@ struct MatchAnnotations::Shard {
   const std::uint8_t* lengths = nullptr;
 };
 
-MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramVocabulary& vocabulary)
-    : vocabulary_(vocabulary) {
+MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramMatcher& matcher)
+    : matcher_(matcher) {
   std::int64_t begin = 0;
   std::string fingerprint;
   for (const ShardInfo& info : corpus.shards()) {
@@ -187,7 +187,7 @@ MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramVocabul
     if (info.tokens == 0 || !std::filesystem::exists(shard.path, error)) continue;
     const Hdf5File file = Hdf5File::open(shard.path);
     check_format(file, shard.path);
-    if (fingerprint.empty()) fingerprint = vocabulary.fingerprint();
+    if (fingerprint.empty()) fingerprint = matcher.fingerprint();
     if (file.string_attribute("fgrams_fingerprint") != fingerprint ||
         file.string_attribute("shard_checksum") != info.checksum)
       continue;
@@ -207,16 +207,16 @@ void MatchAnnotations::match(std::int64_t first, std::span<const std::int32_t> t
                        [](std::int64_t at, const Shard& shard) { return at < shard.begin; });
   const Shard& shard = *(after - 1);
   if (shard.lengths == nullptr) {
-    vocabulary_.match(tokens, ids);
+    matcher_.match(tokens, ids);
     return;
   }
   const std::uint8_t* known = shard.lengths + (first - shard.begin);
   std::vector<std::uint8_t> lengths(known, known + tokens.size());
   // The piece may begin inside its document: matches from before its begin are found shorter.
   const std::size_t head =
-      std::min(tokens.size(), static_cast<std::size_t>(std::max(1, vocabulary_.max_length()) - 1));
-  vocabulary_.match(tokens.first(head), ids.first(head), std::span(lengths).first(head));
-  const std::size_t misfit = vocabulary_.match_of_lengths(tokens, lengths, ids);
+      std::min(tokens.size(), static_cast<std::size_t>(std::max(1, matcher_.max_length()) - 1));
+  matcher_.match(tokens.first(head), ids.first(head), std::span(lengths).first(head));
+  const std::size_t misfit = matcher_.match_of_lengths(tokens, lengths, ids);
   if (misfit < tokens.size()) {
     throw InputError(
         fmt::format("{}: a match of {} tokens is told at token {} of the shard, the f-gram "

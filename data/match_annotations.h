@@ -36,18 +36,18 @@ AnnotationInfo verify_annotation(const std::filesystem::path& path);
 class MatchAnnotations {
  public:
   /// Both must outlive this. Throws InputError: an annotation that is damaged.
-  MatchAnnotations(const TokenCorpus& corpus, const FgramVocabulary& vocabulary);
+  MatchAnnotations(const TokenCorpus& corpus, const FgramMatcher& matcher);
   ~MatchAnnotations();
 
   std::int64_t annotated_tokens() const { return annotated_tokens_; }
-  /// As FgramVocabulary::match, for the tokens [first, first + tokens.size()) of the corpus, which
+  /// As FgramMatcher::match, for the tokens [first, first + tokens.size()) of the corpus, which
   /// lie in one document. Throws InputError where an annotation does not fit the vocabulary.
   void match(std::int64_t first, std::span<const std::int32_t> tokens,
              std::span<std::int64_t> ids) const;
 
  private:
   struct Shard;
-  const FgramVocabulary& vocabulary_;
+  const FgramMatcher& matcher_;
   std::vector<Shard> shards_;  // in the order of the corpus
   std::int64_t annotated_tokens_ = 0;
 };

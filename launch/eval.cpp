@@ -7,7 +7,7 @@
 
 #include "data/size_suffix.h"
 #include "launch/command.h"
-#include "model/ops/ops.h"
+#include "launch/inference_options.h"
 #include "parallel/error.h"
 #include "trainer/evaluation.h"
 #include "trainer/loaded_model.h"
@@ -19,7 +19,8 @@ struct Arguments {
   std::string path;
   std::vector<std::string> data;
   std::string tokens = "0";
-  std::string fgrams;
+  std::string fgrams, device = "cpu";
+  TableArguments table;
   std::int64_t sequence_length = 0;
   std::int64_t microbatch_sequences = 8;
 };
@@ -29,10 +30,10 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
     throw InputError(
         fmt::format("--sequence-length {}: expected at least 1, or 0 for the training's",
                     arguments.sequence_length));
-  Backend& backend = cpu_backend();
+  const ComputeDevice device = open_inference_device(arguments.device, context.world);
   const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
-  LoadedModel model = load_model(arguments.path, backend, arguments.microbatch_sequences,
-                                 arguments.fgrams, context.world);
+  LoadedModel model = load_model(arguments.path, device.backend, arguments.microbatch_sequences,
+                                 arguments.fgrams, *device.world, arguments.table.options());
   const std::int64_t length =
       arguments.sequence_length > 0 ? arguments.sequence_length : model.sequence_length;
   if (length > model.config.main.context)
@@ -46,13 +47,13 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                     model.tokenizer_fingerprint, model.tokenizer_path.string()));
   const auto token_bytes = token_byte_lengths(*load_corpus_tokenizer(corpus));
   const EvaluationResult result =
-      evaluate(corpus, model.vocabulary.get(), *model.main_model, model.source.get(),
+      evaluate(corpus, model.matcher.get(), *model.main_model, model.source.get(),
                model.config.main.width, token_bytes,
                {.sequence_length = length,
                 .microbatch_sequences = arguments.microbatch_sequences,
                 .tokens = parse_size(arguments.tokens),
                 .attention_across_documents = model.attention_across_documents},
-               context.world, model.grids->main);
+               *device.world, model.grids->main);
   const char* rows = !model.source ? "none" : model.kind == "bundle" ? "table" : "live";
   if (context.is_root() && !context.json)
     fmt::print(
@@ -91,6 +92,8 @@ void add_eval(CLI::App& app, Action& action) {
   command->add_option("--tokens", arguments->tokens, "Only the first N tokens (512K, 1M); 0: all");
   command->add_option("--fgrams", arguments->fgrams,
                       "Another f-gram vocabulary for a checkpoint's live f-gram model");
+  add_device_option(*command, arguments->device);
+  add_table_options(*command, arguments->table);
   command->add_option("--sequence-length", arguments->sequence_length,
                       "Tokens of a window; 0: the training's");
   command

@@ -247,7 +247,7 @@ void inspect_bundle(const fs::path& path, Report& report) {
   if (bundle.table) {
     report.json["rows"] = bundle.table->rows();
     table = fmt::format("f-gram table of {} rows of width {} in {}", bundle.table->rows(),
-                        bundle.table->width(), name_of(bundle.table->type()));
+                        bundle.table->width(), name_of(bundle.table->layout().type));
   }
   report.lines.insert(report.lines.begin(),
                       fmt::format("{}: bundle of step {}, {}; checksums verified", path.string(),
@@ -274,16 +274,6 @@ void inspect_tokenizer(const fs::path& path, Report& report) {
   report.add(fmt::format("{}: tokenizer, {}, {} tokens, end of document {}, fingerprint {}",
                          path.string(), tokenizer->description(), tokenizer->vocabulary_size(),
                          tokenizer->end_of_document(), tokenizer->fingerprint()));
-}
-
-void inspect_table(const fs::path& path, Report& report) {
-  const TableLayout layout = read_table_layout(path);
-  report.json["kind"] = "table";
-  report.json["rows"] = layout.rows;
-  report.add(
-      fmt::format("{}: f-gram table of {} rows of width {} in {} (its checksum stands in "
-                  "the bundle: inspect the bundle)",
-                  path.string(), layout.rows, layout.width, name_of(layout.type)));
 }
 
 void inspect_hdf5(const fs::path& path, Report& report) {
@@ -388,11 +378,13 @@ void inspect(const fs::path& path, Report& report) {
   if (path.extension() == ".h5" || path.extension() == ".hdf5" || path.extension() == ".matches") {
     return inspect_hdf5(path, report);
   }
-  if (path.extension() == ".bin") return inspect_table(path, report);
+  // A table's files have no checksums of their own: the bundle's are.
+  const fs::path bundle = fs::absolute(path).parent_path().parent_path();
+  if (path.extension() == ".bin" && is_bundle(bundle)) return inspect_bundle(bundle, report);
   if (name == "tokenizer.json" || name == "tokenizer.model") return inspect_tokenizer(path, report);
   if (name == kShardListName) return inspect_shard_list(path, report);
   throw InputError(fmt::format(
-      "{}: unknown kind of file; expected .h5, .safetensors, a table's .bin, tokenizer.json or "
+      "{}: unknown kind of file; expected .h5, .safetensors, a bundle's .bin, tokenizer.json or "
       "tokenizer.model, shards.json, bundle.json or manifest.json",
       path.string()));
 }

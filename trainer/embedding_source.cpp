@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "data/loop_errors.h"
 #include "parallel/watchdog.h"
 
 namespace scone {
@@ -23,7 +24,8 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-constexpr int all_cells = 0;  // mask and bits that every cell fits
+constexpr std::int64_t lookup_part = 256;  // rows that one thread looks up at a time
+constexpr int all_cells = 0;               // mask and bits that every cell fits
 
 }  // namespace
 
@@ -137,14 +139,24 @@ void LiveFgramSource::backward(const std::function<void(std::int64_t offset)>& g
 
 void TableSource::rows(std::span<const std::int64_t> ids, const Tensor& out) {
   if (ids.empty()) return;
-  if (out.device() == Device::cpu) {
-    table_.lookup(ids, out);
-    return;
-  }
   const auto count = static_cast<std::int64_t>(ids.size());
-  const Tensor host = reserve_rows(host_, count, out.dim(1), Device::cpu).rows(0, count);
-  table_.lookup(ids, host);
-  backend_.upload(host.span<float>(), out);
+  const bool on_host = out.device() == Device::cpu;
+  const Tensor host =
+      on_host ? out : reserve_rows(host_, count, out.dim(1), Device::cpu).rows(0, count);
+  const auto values = host.span<float>();
+  const auto width = static_cast<std::size_t>(out.dim(1));
+  const std::int64_t parts = (count + lookup_part - 1) / lookup_part;
+  LoopErrors errors;
+#pragma omp parallel for schedule(dynamic) if (parts > 1)
+  for (std::int64_t part = 0; part < parts; ++part) {
+    errors.guard([&] {
+      const auto begin = static_cast<std::size_t>(part * lookup_part);
+      const auto own = ids.subspan(begin, std::min<std::size_t>(lookup_part, ids.size() - begin));
+      table_.lookup(own, values.subspan(begin * width, own.size() * width));
+    });
+  }
+  errors.rethrow();
+  if (!on_host) backend_.upload(host.span<float>(), out);
 }
 
 }  // namespace scone

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "checkpoint/fgram_table.h"
+#include "checkpoint/table/fgram_table.h"
 #include "data/fgram_plan.h"
 #include "data/fgram_vocabulary.h"
 #include "model/fgram_model.h"
@@ -88,7 +88,7 @@ class LiveFgramSource final : public EmbeddingSource {
   double exchange_seconds_ = 0;
 };
 
-/// The table of a bundle.
+/// The table of a bundle; threads (OpenMP) share a large lookup.
 class TableSource final : public EmbeddingSource {
  public:
   TableSource(const FgramTable& table, Backend& backend) : table_(table), backend_(backend) {}

@@ -43,8 +43,8 @@ std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer) {
   return lengths;
 }
 
-EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-                          MainModel& model, EmbeddingSource* source, std::int64_t width,
+EvaluationResult evaluate(const TokenCorpus& corpus, const FgramMatcher* matcher, MainModel& model,
+                          EmbeddingSource* source, std::int64_t width,
                           std::span<const std::int32_t> token_bytes,
                           const EvaluationOptions& options, Communicator& world,
                           const ProcessGrid& grid) {
@@ -55,7 +55,7 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* voca
   const std::int64_t lookup_sequences =
       std::clamp<std::int64_t>((samples + ranks - 1) / ranks, 1, most_lookup_sequences);
   const std::int64_t batch_sequences = lookup_sequences * ranks;
-  BatchStream stream(corpus, vocabulary,
+  BatchStream stream(corpus, matcher,
                      {.sequence_length = length,
                       .batch_sequences = batch_sequences,
                       .data = {grid.data_rank(), grid.data_size()},

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "data/fgram_vocabulary.h"
+#include "data/fgram_matcher.h"
 #include "data/token_corpus.h"
 #include "data/tokenizer.h"
 #include "model/main_model.h"
@@ -38,10 +38,10 @@ std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus);
 std::vector<std::int32_t> token_byte_lengths(const Tokenizer& tokenizer);
 
 /// Loss over windows of the corpus in order, shared by the main model's grid of the ranks of
-/// `world` (collective). vocabulary and source: null for a model without f-grams. token_bytes: from
+/// `world` (collective). matcher and source: null for a model without f-grams. token_bytes: from
 /// token_byte_lengths.
-EvaluationResult evaluate(const TokenCorpus& corpus, const FgramVocabulary* vocabulary,
-                          MainModel& model, EmbeddingSource* source, std::int64_t width,
+EvaluationResult evaluate(const TokenCorpus& corpus, const FgramMatcher* matcher, MainModel& model,
+                          EmbeddingSource* source, std::int64_t width,
                           std::span<const std::int32_t> token_bytes,
                           const EvaluationOptions& options, Communicator& world,
                           const ProcessGrid& grid);

@@ -85,12 +85,11 @@ std::vector<std::int32_t> generate(LoadedModel& model, std::span<const std::int3
     const std::size_t added = tokens.size() - done;
     row_of_position.assign(added, -1);
     distinct.clear();
-    if (model.vocabulary) {
-      const auto before =
-          std::min(done, static_cast<std::size_t>(model.vocabulary->max_length() - 1));
+    if (model.matcher) {
+      const auto before = std::min(done, static_cast<std::size_t>(model.matcher->max_length() - 1));
       const auto piece = std::span<const std::int32_t>(tokens).subspan(done - before);
       match.resize(piece.size());
-      model.vocabulary->match(piece, match);
+      model.matcher->match(piece, match);
       const auto fresh = std::span(match).subspan(before);
       for (const std::int64_t id : fresh)
         if (id >= 0) distinct.push_back(id);

@@ -22,12 +22,13 @@ void make_main_model(LoadedModel& model, Backend& backend, std::int64_t microbat
 }
 
 LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
-                        std::int64_t microbatch_sequences, std::unique_ptr<RunGrids> grids) {
+                        std::int64_t microbatch_sequences, const RowSourceOptions& rows,
+                        std::unique_ptr<RunGrids> grids) {
   LoadedModel model;
   model.grids = std::move(grids);
   model.kind = "bundle";
   model.path = path;
-  model.bundle.emplace(open_bundle(path));
+  model.bundle.emplace(open_bundle(path, rows));
   Bundle& bundle = *model.bundle;
   model.config = bundle.config;
   model.step = bundle.description.at("step");
@@ -39,7 +40,9 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
   make_main_model(model, backend, microbatch_sequences);
   bundle.load_main_parameters(*model.main_parameters);
   if (bundle.table) {
-    model.vocabulary = std::move(bundle.vocabulary);
+    if (!bundle.table->fallback().empty() && model.grids->world.rank() == 0)
+      spdlog::warn("{}", bundle.table->fallback());
+    model.matcher = std::move(bundle.matcher);
     model.source = std::make_unique<TableSource>(*bundle.table, backend);
   }
   return model;
@@ -93,20 +96,20 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
   make_main_model(model, backend, microbatch_sequences);
   read_parameters(*checkpoint, *model.main_parameters);
   if (model.config.fgram.layers == 0) return model;
-  const std::filesystem::path vocabulary = fgrams.empty() ? trained.vocabulary : fgrams;
-  model.vocabulary = std::make_unique<FgramVocabulary>(
-      vocabulary, fgrams.empty() ? trained.size : 0, trained.max_length);
-  if (fgrams.empty() && model.vocabulary->fingerprint() != trained.fingerprint)
+  const std::filesystem::path file = fgrams.empty() ? trained.vocabulary : fgrams;
+  auto vocabulary = std::make_unique<FgramVocabulary>(file, fgrams.empty() ? trained.size : 0,
+                                                      trained.max_length);
+  if (fgrams.empty() && vocabulary->fingerprint() != trained.fingerprint)
     throw InputError(
         fmt::format("{}: the f-gram vocabulary has changed since {} was trained with it; put the "
                     "original back, or give one with --fgrams",
-                    vocabulary.string(), checkpoint->string()));
-  if (model.vocabulary->tokenizer_fingerprint() != model.tokenizer_fingerprint ||
-      model.vocabulary->token_vocabulary_size() != model.config.vocabulary_size)
+                    file.string(), checkpoint->string()));
+  if (vocabulary->tokenizer_fingerprint() != model.tokenizer_fingerprint ||
+      vocabulary->token_vocabulary_size() != model.config.vocabulary_size)
     throw InputError(
         fmt::format("{}: f-grams of another tokenizer than the model's; run `scone "
                     "fgrams` on shards of the model's tokenizer",
-                    vocabulary.string()));
+                    file.string()));
   model.fgram_parameters =
       std::make_unique<ParameterSet>(fgram_parameter_specs(model.config), backend.device(),
                                      /*with_gradients=*/false);
@@ -114,9 +117,10 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
   model.fgram_model =
       std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
                                    whole_token_table(*model.main_parameters), backend, false);
-  model.source = std::make_unique<LiveFgramSource>(*model.vocabulary, *model.fgram_model,
+  model.source = std::make_unique<LiveFgramSource>(*vocabulary, *model.fgram_model,
                                                    whole_token_table(*model.main_parameters),
                                                    *model.grids, backend, model.config.main.width);
+  model.matcher = std::move(vocabulary);
   return model;
 }
 
@@ -124,7 +128,7 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
 
 LoadedModel load_model(const std::filesystem::path& path, Backend& backend,
                        std::int64_t microbatch_sequences, const std::filesystem::path& fgrams,
-                       Communicator& world) {
+                       Communicator& world, const RowSourceOptions& rows) {
   if (!std::filesystem::exists(path))
     throw InputError(fmt::format("{}: no such run, checkpoint or bundle", path.string()));
   auto grids = std::make_unique<RunGrids>(world, 1, 1);
@@ -133,7 +137,7 @@ LoadedModel load_model(const std::filesystem::path& path, Backend& backend,
   if (!fgrams.empty())
     throw InputError(fmt::format(
         "{}: a bundle has its f-grams built in; --fgrams goes with a checkpoint", path.string()));
-  return load_bundle(path, backend, microbatch_sequences, std::move(grids));
+  return load_bundle(path, backend, microbatch_sequences, rows, std::move(grids));
 }
 
 }  // namespace scone

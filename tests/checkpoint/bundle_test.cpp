@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -54,7 +55,7 @@ TEST_F(BundleTest, HoldsModelTokenizerAndFgrams) {
   const Bundle bundle = open_bundle(path_);
   EXPECT_EQ(bundle.description.at("step"), 100);
   EXPECT_EQ(bundle.config.main.layers, 2);
-  EXPECT_EQ(bundle.vocabulary->size(), 600);
+  EXPECT_EQ(bundle.matcher->size(), 600);
   EXPECT_EQ(bundle.table->rows(), 600);
   EXPECT_EQ(bundle.table->width(), 16);
   EXPECT_EQ(read_bytes(path_ / "tokenizer.json"), read_bytes(folder_.path() / "tokenizer.json"));
@@ -66,19 +67,37 @@ TEST_F(BundleTest, HoldsModelTokenizerAndFgrams) {
   EXPECT_TRUE(bundle_problems(path_).empty());
 }
 
-TEST_F(BundleTest, LookupChecksIds) {
+TEST_F(BundleTest, MatcherIsTheVocabularys) {
   const Bundle bundle = open_bundle(path_);
-  const Tensor row = Tensor::zeros({1, 16});
-  for (const std::int64_t id : {std::int64_t{-1}, std::int64_t{600}}) {
-    EXPECT_THROW(bundle.table->lookup(std::span(&id, 1), row), std::out_of_range);
-  }
-  const std::int64_t id = 0;
-  EXPECT_THROW(bundle.table->lookup(std::span(&id, 1), Tensor::zeros({2, 16})), std::out_of_range);
-  EXPECT_NO_THROW(bundle.table->lookup({}, Tensor()));
+  const FgramVocabulary vocabulary(run_.vocabulary_path);
+  EXPECT_EQ(bundle.matcher->fingerprint(), vocabulary.fingerprint());
+  EXPECT_EQ(bundle.matcher->tokenizer_fingerprint(), vocabulary.tokenizer_fingerprint());
+  EXPECT_EQ(bundle.matcher->max_length(), vocabulary.max_length());
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t id = 0; id < 600; ++id)
+    for (const std::int32_t token : vocabulary.tokens(id)) tokens.push_back(token);
+  std::vector<std::int64_t> expected(tokens.size()), found(tokens.size());
+  std::vector<std::uint8_t> expected_lengths(tokens.size()), lengths(tokens.size());
+  vocabulary.match(tokens, expected, expected_lengths);
+  bundle.matcher->match(tokens, found, lengths);
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(lengths, expected_lengths);
+  found.assign(tokens.size(), -7);
+  EXPECT_EQ(bundle.matcher->match_of_lengths(tokens, lengths, found), tokens.size());
+  EXPECT_EQ(found, expected);
+  // A length that no f-gram has there.
+  const auto place =
+      static_cast<std::size_t>(std::find(expected_lengths.begin() + 9, expected_lengths.end(), 0) -
+                               expected_lengths.begin());
+  ASSERT_LT(place, tokens.size());
+  lengths[place] = 3;
+  EXPECT_EQ(bundle.matcher->match_of_lengths(tokens, lengths, found), place);
+  EXPECT_EQ(vocabulary.match_of_lengths(tokens, lengths, found), place);
 }
 
 TEST_F(BundleTest, ChangedBytesAreFoundInEveryFile) {
-  for (const char* name : {"model.safetensors", "fgrams.h5", "table/rows.bin", "tokenizer.json"}) {
+  for (const char* name :
+       {"model.safetensors", "table/index.bin", "table/rows-00000.bin", "tokenizer.json"}) {
     const auto middle = static_cast<std::int64_t>(fs::file_size(path_ / name) / 2);
     flip_byte(path_ / name, middle);
     const auto problems = bundle_problems(path_);
@@ -90,7 +109,8 @@ TEST_F(BundleTest, ChangedBytesAreFoundInEveryFile) {
 }
 
 TEST_F(BundleTest, TruncatedAndMissingFilesAreNamed) {
-  for (const char* name : {"model.safetensors", "fgrams.h5", "table/rows.bin", "tokenizer.json"}) {
+  for (const char* name :
+       {"model.safetensors", "table/index.bin", "table/rows-00000.bin", "tokenizer.json"}) {
     const std::string whole = read_bytes(path_ / name);
     fs::resize_file(path_ / name, whole.size() - 1);
     EXPECT_THAT(open_error(), HasSubstr(name));
@@ -110,15 +130,18 @@ TEST_F(BundleTest, ADescriptionThatDoesNotFitIsRejected) {
     return error;
   };
   EXPECT_THAT(error_of([](auto& json) { json["format"] = "x"; }), HasSubstr("scone-bundle"));
-  EXPECT_THAT(error_of([](auto& json) { json["format_version"] = 2; }), HasSubstr("version"));
+  EXPECT_THAT(error_of([](auto& json) { json["format_version"] = 1; }), HasSubstr("version"));
   EXPECT_THAT(error_of([](auto& json) { json.erase("model"); }), HasSubstr("model"));
   EXPECT_THAT(error_of([](auto& json) { json["model"]["main"]["width"] = 32; }),
               HasSubstr("width"));
-  EXPECT_THAT(error_of([](auto& json) { json["table"]["dtype"] = "bf16"; }), HasSubstr("rows.bin"));
-  EXPECT_THAT(error_of([](auto& json) { json["table"]["rows"] = 599; }), HasSubstr("rows.bin"));
-  EXPECT_THAT(error_of([](auto& json) { json["fgrams"]["size"] = 599; }), HasSubstr("fgrams.h5"));
-  EXPECT_THAT(error_of([](auto& json) { json["tokenizer"]["fingerprint"] = "0"; }),
-              HasSubstr("tokenizer"));
+  EXPECT_THAT(error_of([](auto& json) { json["table"]["dtype"] = "bf16"; }),
+              HasSubstr("rows-00000.bin"));
+  EXPECT_THAT(error_of([](auto& json) { json["table"]["rows"] = 599; }), HasSubstr("fgrams.size"));
+  EXPECT_THAT(error_of([](auto& json) { json["fgrams"]["size"] = 599; }), HasSubstr("fgrams.size"));
+  EXPECT_THAT(error_of([](auto& json) { json["fgrams"]["fingerprint"] = "0"; }),
+              HasSubstr("rows-00000.bin"));
+  EXPECT_THAT(error_of([](auto& json) { json["files"].erase("table/rows-00000.bin"); }),
+              HasSubstr("rows-00000.bin"));
   for (const char* key : {"step", "sequence_length", "attention_across_documents", "tokenizer"}) {
     EXPECT_THAT(error_of([&](auto& json) { json.erase(key); }), HasSubstr(key));
     EXPECT_THAT(error_of([&](auto& json) { json[key] = "x"; }), HasSubstr("bundle.json")) << key;

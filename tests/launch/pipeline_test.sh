@@ -91,7 +91,7 @@ ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant tr
 # Bake on 2 ranks, and the same loss from the table.
 ranks 2 "$scone" bake one --out bundle
 "$scone" bake one --out bundle-alone
-cmp bundle/table/rows.bin bundle-alone/table/rows.bin
+cmp bundle/table/rows-00000.bin bundle-alone/table/rows-00000.bin
 refuses "exists" "$scone" bake one --out bundle
 "$scone" eval one --data shards/validation --json | tail -n 1 >live.json
 ranks 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
@@ -146,8 +146,8 @@ damage "$shard"
 refuses "$(basename "$shard")" "$scone" inspect "$shard"
 damage "$checkpoint/rank-00000.h5"
 refuses "rank-00000.h5" "$scone" inspect "$checkpoint"
-damage bundle/table/rows.bin
-refuses "rows.bin" "$scone" inspect bundle
+damage bundle/table/rows-00000.bin
+refuses "rows-00000.bin" "$scone" inspect bundle
 refuses "text.jsonl" "$scone" inspect text.jsonl
 # The damaged checkpoint is passed over for the one before.
 "$scone" eval one --data shards/validation 2>err >out

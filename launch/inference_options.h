@@ -1,0 +1,28 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "checkpoint/table/row_source.h"
+#include "parallel/communicator.h"
+#include "trainer/compute_device.h"
+
+namespace scone {
+
+/// --device cpu|cuda.
+void add_device_option(CLI::App& command, std::string& device);
+/// Opens it on each rank. Collective over `world`, which must outlive the result. Throws
+/// InputError where the build or the machine has no such device.
+ComputeDevice open_inference_device(const std::string& device, Communicator& world);
+
+/// How a bundle's table is read, as given on the command line.
+struct TableArguments {
+  std::string access = "mmap", cache = "64Mi";
+  int queue_depth = RowSourceOptions{}.queue_depth;
+  /// Throws InputError.
+  RowSourceOptions options() const;
+};
+/// --table-access, --table-cache, --table-queue-depth.
+void add_table_options(CLI::App& command, TableArguments& arguments);
+
+}  // namespace scone
