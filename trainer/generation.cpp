@@ -3,10 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <future>
+#include <memory>
 #include <numeric>
+#include <string>
+#include <utility>
 
 #include "parallel/error.h"
+#include "trainer/fgram_rows.h"
 
 namespace scone {
 
@@ -63,58 +69,209 @@ std::int32_t Sampler::draw(std::span<const float> logits) {
   return order_[kept - 1];
 }
 
-std::vector<std::int32_t> generate(LoadedModel& model, std::span<const std::int32_t> prompt,
-                                   std::int64_t max_tokens, std::int32_t end_of_document,
-                                   Sampler& sampler,
-                                   const std::function<void(std::int32_t)>& on_token) {
-  const std::int64_t context = model.config.main.context;
-  if (prompt.empty()) throw InputError("the prompt has no tokens; give --prompt some text");
-  if (static_cast<std::int64_t>(prompt.size()) > context)
-    throw InputError(fmt::format("the prompt has {} tokens, the model's context is {}; shorten it",
-                                 prompt.size(), context));
-  std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
-  const Device device = model.main_parameters->flat_values().device();
-  KeyValueCache cache(model.config.main, device, model.main_parameters->dtype());
-  std::vector<float> logits(static_cast<std::size_t>(model.config.vocabulary_size));
-  Tensor buffer;
-  std::size_t done = 0;  // tokens in the cache
-  std::vector<std::int64_t> match, distinct;
-  std::vector<std::int32_t> row_of_position;
-  while (true) {
-    // The f-grams that end at a new token begin at most K - 1 tokens before it.
-    const std::size_t added = tokens.size() - done;
-    row_of_position.assign(added, -1);
-    distinct.clear();
-    if (model.matcher) {
-      const auto before = std::min(done, static_cast<std::size_t>(model.matcher->max_length() - 1));
-      const auto piece = std::span<const std::int32_t>(tokens).subspan(done - before);
-      match.resize(piece.size());
-      model.matcher->match(piece, match);
-      const auto fresh = std::span(match).subspan(before);
-      for (const std::int64_t id : fresh)
-        if (id >= 0) distinct.push_back(id);
-      std::sort(distinct.begin(), distinct.end());
-      distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-      for (std::size_t i = 0; i < added; ++i)
-        if (fresh[i] >= 0)
-          row_of_position[i] = static_cast<std::int32_t>(
-              std::lower_bound(distinct.begin(), distinct.end(), fresh[i]) - distinct.begin());
-    }
-    const Tensor rows = reserve_rows(buffer, static_cast<std::int64_t>(distinct.size()),
-                                     model.config.main.width, device);
-    if (!distinct.empty()) model.source->rows(distinct, rows);
-    model.main_model->decode(std::span<const std::int32_t>(tokens).subspan(done), row_of_position,
-                             rows, cache, logits);
-    done = tokens.size();
-    if (static_cast<std::int64_t>(tokens.size() - prompt.size()) >= max_tokens ||
-        static_cast<std::int64_t>(tokens.size()) >= context)
-      break;
-    const std::int32_t next = sampler.draw(logits);
-    if (next == end_of_document) break;
-    tokens.push_back(next);
-    on_token(next);
+namespace {
+
+/// Adds the seconds since it was made to `sum` when it goes.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  ~Stopwatch() {
+    sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   }
-  return {tokens.begin() + static_cast<std::ptrdiff_t>(prompt.size()), tokens.end()};
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& sum_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// A sequence that is being generated.
+struct Active {
+  std::size_t index;                 // of its prompt
+  std::size_t prompt;                // tokens of it
+  std::vector<std::int32_t> tokens;  // prompt and new ones
+  KeyValueCache cache;
+  Sampler sampler;
+  std::vector<float> logits;  // of the next token
+};
+
+/// Tokens of one sequence that are computed in one chunk.
+struct Part {
+  Active* sequence;
+  std::size_t begin, end;
+};
+
+class Generator {
+ public:
+  Generator(LoadedModel& model, const GenerationOptions& options)
+      : model_(model),
+        options_(options),
+        device_(model.main_model->device()),
+        // The live f-gram model computes on the backend, as the main model does: in turn.
+        looks_up_ahead_(model.fgram_model == nullptr) {}
+
+  Generation run(std::span<const std::vector<std::int32_t>> prompts,
+                 const std::function<void(std::size_t, std::int32_t)>& on_token) {
+    result_.tokens.resize(prompts.size());
+    std::size_t begun = 0;
+    while (begun < prompts.size() || !active_.empty()) {
+      std::vector<Active*> fresh;
+      for (; begun < prompts.size() && std::ssize(active_) < options_.batch; ++begun)
+        fresh.push_back(&begin(begun, prompts[begun]));
+      prefill(fresh);
+      draw(on_token);
+      step();
+    }
+    return std::move(result_);
+  }
+
+ private:
+  bool is_full(const Active& sequence) const {
+    return std::ssize(sequence.tokens) - static_cast<std::int64_t>(sequence.prompt) >=
+               options_.max_tokens ||
+           std::ssize(sequence.tokens) >= model_.config.main.context;
+  }
+
+  Active& begin(std::size_t index, const std::vector<std::int32_t>& prompt) {
+    SamplingOptions sampling = options_.sampling;
+    sampling.seed += index;
+    // The last token drawn is not computed.
+    const std::int64_t context = model_.config.main.context, length = std::ssize(prompt);
+    const std::int64_t most = length + std::min(options_.max_tokens, context - length);
+    active_.push_back(std::make_unique<Active>(Active{
+        .index = index,
+        .prompt = prompt.size(),
+        .tokens = prompt,
+        .cache = KeyValueCache(model_.config.main, device_, model_.main_parameters->dtype(), most),
+        .sampler = Sampler(sampling),
+        .logits = std::vector<float>(static_cast<std::size_t>(model_.config.vocabulary_size))}));
+    result_.times.prompt_tokens += length;
+    return *active_.back();
+  }
+
+  void look_up(std::span<const Part> parts, FgramRows& rows) const {
+    std::vector<FgramPiece> pieces;
+    for (const Part& part : parts)
+      pieces.push_back({std::span(part.sequence->tokens).first(part.end), part.begin});
+    rows.look_up(pieces, model_.matcher.get(), model_.source.get(), model_.config.main.width,
+                 device_);
+  }
+
+  void compute(std::span<const Part> parts, const FgramRows& rows) {
+    std::vector<DecodeSequence> sequences;
+    std::size_t at = 0;
+    for (const Part& part : parts) {
+      Active& sequence = *part.sequence;
+      const std::size_t count = part.end - part.begin;
+      const bool wanted = part.end == sequence.tokens.size() && !is_full(sequence);
+      sequences.push_back({&sequence.cache, std::span(sequence.tokens).subspan(part.begin, count),
+                           rows.row_of_position().subspan(at, count),
+                           wanted ? std::span<float>(sequence.logits) : std::span<float>()});
+      at += count;
+    }
+    model_.main_model->decode(sequences, rows.rows());
+  }
+
+  /// The prompts one after the other, cut into chunks that may hold parts of several.
+  std::vector<std::vector<Part>> chunks_of(std::span<Active* const> fresh) const {
+    std::vector<std::vector<Part>> chunks;
+    const auto most = static_cast<std::size_t>(options_.prefill_chunk);
+    std::size_t room = 0;
+    for (Active* sequence : fresh) {
+      for (std::size_t begin = 0; begin < sequence->prompt;) {
+        if (room == 0) {
+          chunks.emplace_back();
+          room = most;
+        }
+        const std::size_t end = std::min(sequence->prompt, begin + room);
+        chunks.back().push_back({sequence, begin, end});
+        room -= end - begin;
+        begin = end;
+      }
+    }
+    return chunks;
+  }
+
+  void prefill(std::span<Active* const> fresh) {
+    const Stopwatch stopwatch(result_.times.prefill_seconds);
+    const auto chunks = chunks_of(fresh);
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+      if (i == 0 || !looks_up_ahead_) look_up(chunks[i], rows_);
+      std::future<void> next;
+      if (looks_up_ahead_ && i + 1 < chunks.size())
+        next = std::async(std::launch::async, [&, i] { look_up(chunks[i + 1], next_rows_); });
+      compute(chunks[i], rows_);
+      if (!next.valid()) continue;
+      next.get();
+      std::swap(rows_, next_rows_);
+    }
+  }
+
+  /// Draws a token for each sequence; those that end leave the batch.
+  void draw(const std::function<void(std::size_t, std::int32_t)>& on_token) {
+    const Stopwatch stopwatch(result_.times.decode_seconds);
+    std::erase_if(active_, [&](const std::unique_ptr<Active>& sequence) {
+      bool ends = is_full(*sequence);
+      if (!ends) {
+        const std::int32_t next = sequence->sampler.draw(sequence->logits);
+        ends = next == options_.end_of_document;
+        if (!ends) {
+          sequence->tokens.push_back(next);
+          result_.tokens[sequence->index].push_back(next);
+          ++result_.times.new_tokens;
+          if (on_token) on_token(sequence->index, next);
+          ends = is_full(*sequence);
+        }
+      }
+      return ends;
+    });
+  }
+
+  /// The tokens just drawn through the model.
+  void step() {
+    if (active_.empty()) return;
+    const Stopwatch stopwatch(result_.times.decode_seconds);
+    std::vector<Part> parts;
+    for (const auto& sequence : active_)
+      parts.push_back({sequence.get(), sequence->tokens.size() - 1, sequence->tokens.size()});
+    look_up(parts, rows_);
+    compute(parts, rows_);
+    ++result_.times.steps;
+  }
+
+  LoadedModel& model_;
+  const GenerationOptions& options_;
+  Device device_;
+  bool looks_up_ahead_;
+  std::vector<std::unique_ptr<Active>> active_;  // whose addresses the parts of a chunk keep
+  FgramRows rows_, next_rows_;
+  Generation result_;
+};
+
+void check_options(const GenerationOptions& options) {
+  if (options.max_tokens < 0 || options.batch < 1 || options.prefill_chunk < 1)
+    throw InputError(
+        fmt::format("generation: max tokens {} (>= 0), batch {} (>= 1), prefill chunk {} (>= 1)",
+                    options.max_tokens, options.batch, options.prefill_chunk));
+  const Sampler checked(options.sampling);
+}
+
+}  // namespace
+
+Generation generate(LoadedModel& model, std::span<const std::vector<std::int32_t>> prompts,
+                    const GenerationOptions& options,
+                    const std::function<void(std::size_t, std::int32_t)>& on_token) {
+  check_options(options);
+  const std::int64_t context = model.config.main.context;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const std::string which = prompts.size() > 1 ? fmt::format("prompt {}", i + 1) : "the prompt";
+    if (prompts[i].empty()) throw InputError(which + " has no tokens; give it some text");
+    if (std::ssize(prompts[i]) > context)
+      throw InputError(fmt::format("{} has {} tokens, the model's context is {}; shorten it", which,
+                                   prompts[i].size(), context));
+  }
+  return Generator(model, options).run(prompts, on_token);
 }
 
 }  // namespace scone

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -30,13 +31,44 @@ class Sampler {
   std::vector<double> weights_;
 };
 
-/// Appends up to max_tokens tokens to `prompt` with a KV cache, calling on_token with each as it is
-/// drawn. Stops before end_of_document (-1: never) and at the context's end. The f-gram of each
-/// position is the longest match in the tokens so far. Returns the new tokens. Throws InputError
-/// for a prompt that is empty or longer than the context.
-std::vector<std::int32_t> generate(LoadedModel& model, std::span<const std::int32_t> prompt,
-                                   std::int64_t max_tokens, std::int32_t end_of_document,
-                                   Sampler& sampler,
-                                   const std::function<void(std::int32_t)>& on_token);
+struct GenerationOptions {
+  std::int64_t max_tokens = 100;      // new tokens of each sequence, at most
+  std::int32_t end_of_document = -1;  // a sequence ends before it; -1: never
+  SamplingOptions sampling;           // sequence i draws with seed + i
+  std::int64_t batch = 16;            // most sequences decoded together; others wait
+  std::int64_t prefill_chunk = 256;   // tokens of prompts computed at a time
+};
+
+/// Where the time of a generation went.
+struct GenerationTimes {
+  double prefill_seconds = 0;  // of the prompts
+  double decode_seconds = 0;   // of the steps that take a token of each sequence of the batch
+  std::int64_t prompt_tokens = 0;
+  std::int64_t new_tokens = 0;
+  std::int64_t steps = 0;  // of decoding
+  double seconds() const { return prefill_seconds + decode_seconds; }
+  /// Of a step, whatever its batch; 0 where there was none.
+  double milliseconds_per_step() const {
+    return steps > 0 ? 1e3 * decode_seconds / static_cast<double>(steps) : 0;
+  }
+};
+
+struct Generation {
+  std::vector<std::vector<std::int32_t>> tokens;  // new ones of each sequence
+  GenerationTimes times;
+};
+
+/// Goes on from each prompt with a KV cache, a batch of sequences at a time, calling
+/// on_token(sequence, token) with each token as it is drawn. A sequence ends before
+/// end_of_document, after max_tokens, and at the context's end; it then leaves the batch, and the
+/// next prompt takes its place. The f-gram of each position is the longest match in the sequence so
+/// far. Prompts are computed in chunks; a table's rows for the next one are looked up on another
+/// thread meanwhile. Each sequence has the tokens that it has when generated alone with its seed,
+/// as far as rounding does not decide between two of them. Throws InputError, before any work, for
+/// a prompt that is empty or longer than the context, and for options out of range.
+Generation generate(
+    LoadedModel& model, std::span<const std::vector<std::int32_t>> prompts,
+    const GenerationOptions& options,
+    const std::function<void(std::size_t sequence, std::int32_t token)>& on_token = {});
 
 }  // namespace scone

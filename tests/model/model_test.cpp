@@ -142,38 +142,132 @@ TEST_P(ModelTest, OneChunkAgreesWithSmallChunks) {
   }
 }
 
-TEST_P(ModelTest, DecodingWithTheCacheAgreesWithForward) {
-  SconeModel model(config_, batch_, 3);
-  batch_.sequences = 1;
-  const auto length = static_cast<std::size_t>(batch_.length);
-  batch_.tokens.resize(length);
-  batch_.targets.assign(batch_.tokens.begin() + 1, batch_.tokens.end());
-  batch_.targets.push_back(0);
-  batch_.attention_start.assign(length, 0);
-  model.row_of_position.resize(length);
-  std::vector<float> losses(length);
-  model.forward(batch_, losses);
-  KeyValueCache cache(config_.main, Device::cpu);
-  std::vector<float> logits(static_cast<std::size_t>(config_.vocabulary_size));
-  const std::span<const std::int32_t> tokens(batch_.tokens), row_of(model.row_of_position);
-  for (std::size_t done = 0; done < length;) {
-    const std::size_t count = done == 0 ? 4 : 1;  // a prompt, then token by token
-    model.main->decode(tokens.subspan(done, count), row_of.subspan(done, count), model.rows, cache,
-                       logits);
-    done += count;
+/// The first `count` tokens of sequence `index` of a batch as one microbatch, with its losses.
+struct OneSequence {
+  std::vector<std::int32_t> tokens, targets, starts, row_of_position;
+  std::vector<float> losses;
+
+  OneSequence(SconeModel& model, const reference::Batch& batch, std::int64_t index)
+      : starts(static_cast<std::size_t>(batch.length)),
+        losses(static_cast<std::size_t>(batch.length)) {
+    const auto part = [&](const std::vector<std::int32_t>& all) {
+      const auto begin = all.begin() + index * batch.length;
+      return std::vector<std::int32_t>(begin, begin + batch.length);
+    };
+    tokens = part(batch.tokens);
+    row_of_position = part(model.row_of_position);
+    targets.assign(tokens.begin() + 1, tokens.end());
+    targets.push_back(0);
+    model.fgram->forward(model.nodes(), model.rows);
+    model.main->forward({1, batch.length, tokens, targets, starts, row_of_position}, model.rows,
+                        losses);
+  }
+  /// -log p(target of a position) from its logits.
+  double loss(std::span<const float> logits, std::int64_t position) const {
     double sum = 0;
     for (const float logit : logits) sum += std::exp(double{logit});
-    const auto target = static_cast<std::size_t>(batch_.targets[done - 1]);
-    EXPECT_NEAR(std::log(sum) - logits[target], losses[done - 1],
-                kEpsilon * path_ * (1 + losses[done - 1]));
+    const auto target = static_cast<std::size_t>(targets[static_cast<std::size_t>(position)]);
+    return std::log(sum) - logits[target];
   }
-  EXPECT_EQ(cache.length(), batch_.length);
-  EXPECT_THROW(model.main->decode(tokens.first(1), row_of.first(1), model.rows, cache, logits),
-               std::out_of_range);
+  DecodeSequence next(KeyValueCache& cache, std::int64_t count, std::span<float> logits) const {
+    const auto done = static_cast<std::size_t>(cache.length());
+    const auto size = static_cast<std::size_t>(count);
+    return {&cache, std::span(tokens).subspan(done, size),
+            std::span(row_of_position).subspan(done, size), logits};
+  }
+};
+
+TEST_P(ModelTest, DecodingWithTheCacheAgreesWithForward) {
+  SconeModel model(config_, batch_, 3);
+  const OneSequence sequence(model, batch_, 0);
+  KeyValueCache cache(config_.main, Device::cpu);
+  std::vector<float> logits(static_cast<std::size_t>(config_.vocabulary_size));
+  while (cache.length() < batch_.length) {
+    const std::int64_t count = cache.length() == 0 ? 4 : 1;  // a prompt, then token by token
+    const DecodeSequence next = sequence.next(cache, count, logits);
+    model.main->decode(std::span(&next, 1), model.rows);
+    const float expected = sequence.losses[static_cast<std::size_t>(cache.length() - 1)];
+    EXPECT_NEAR(sequence.loss(logits, cache.length() - 1), expected,
+                kEpsilon * path_ * (1 + expected));
+  }
+  cache.clear();
+  const DecodeSequence again = sequence.next(cache, batch_.length, logits);
+  model.main->decode(std::span(&again, 1), model.rows);
+  EXPECT_NEAR(sequence.loss(logits, batch_.length - 1), sequence.losses.back(),
+              kEpsilon * path_ * (1 + sequence.losses.back()));
+}
+
+// Sequences of different pasts, ragged pieces and more tokens at once than a pass takes.
+TEST_P(ModelTest, DecodingABatchIsEachSequenceAlone) {
+  SconeModel model(config_, batch_, 3);
+  MainModel small(config_, model.main_parameters, cpu_backend(), {.max_positions = 5});
+  std::vector<OneSequence> sequences;
+  for (const std::int64_t index : {0, 1, 0, 1}) sequences.emplace_back(model, batch_, index);
+  const auto width = static_cast<std::size_t>(config_.vocabulary_size);
+  std::mt19937 random(7);
+  for (MainModel* main : {model.main.get(), &small}) {
+    std::vector<KeyValueCache> caches;
+    for (std::size_t i = 0; i < sequences.size(); ++i)
+      caches.emplace_back(config_.main, Device::cpu, DType::fp32, batch_.length);
+    std::vector<std::vector<float>> logits(sequences.size(), std::vector<float>(width));
+    int compared = 0;
+    while (true) {
+      std::vector<DecodeSequence> batch;
+      std::vector<std::size_t> used;
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        const std::int64_t left = batch_.length - caches[i].length();
+        const std::int64_t count = std::min<std::int64_t>(left, random() % 4);
+        if (count == 0) continue;
+        const bool wanted = random() % 4 != 0 || count == left;
+        batch.push_back(sequences[i].next(
+            caches[i], count, wanted ? std::span<float>(logits[i]) : std::span<float>()));
+        if (wanted) used.push_back(i);
+      }
+      main->decode(batch, model.rows);
+      for (const std::size_t i : used) {
+        const std::int64_t position = caches[i].length() - 1;
+        const float expected = sequences[i].losses[static_cast<std::size_t>(position)];
+        EXPECT_NEAR(sequences[i].loss(logits[i], position), expected,
+                    kEpsilon * path_ * (1 + expected))
+            << "sequence " << i << ", position " << position;
+        ++compared;
+      }
+      if (std::all_of(caches.begin(), caches.end(),
+                      [&](const auto& cache) { return cache.length() == batch_.length; }))
+        break;
+    }
+    EXPECT_GT(compared, 8);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, ModelTest, ::testing::ValuesIn(model_cases()),
                          [](const auto& instance) { return instance.param.name; });
+
+TEST(MainModelInput, DecodingRefusesWhatDoesNotFit) {
+  const ModelConfig config = model_cases().front().config;
+  const reference::Batch batch = random_batch(config, 1);
+  SconeModel model(config, batch, 1);
+  KeyValueCache cache(config.main, Device::cpu, DType::fp32, 3);
+  EXPECT_EQ(cache.capacity(), 3);
+  EXPECT_EQ(KeyValueCache(config.main, Device::cpu).capacity(), config.main.context);
+  const std::vector<std::int32_t> tokens = {1, 2, 3, 4}, beyond = {17}, no_row = {-1};
+  std::vector<float> logits(17), few(16);
+  const auto decode = [&](std::vector<DecodeSequence> sequences) {
+    model.main->decode(sequences, model.rows);
+  };
+  EXPECT_THROW(decode({{&cache, tokens, {}, logits}}), std::out_of_range);
+  EXPECT_THROW(decode({{&cache, beyond, {}, logits}}), std::out_of_range);
+  EXPECT_THROW(decode({{&cache, {}, {}, logits}}), std::invalid_argument);
+  const auto three = std::span(tokens).first(3);
+  EXPECT_THROW(decode({{&cache, three, no_row, logits}}), std::invalid_argument);
+  EXPECT_THROW(decode({{&cache, three, {}, few}}), std::invalid_argument);
+  const auto one = std::span(tokens).first(1);
+  EXPECT_THROW(decode({{&cache, one, {}, logits}, {&cache, one, {}, {}}}), std::invalid_argument);
+  EXPECT_EQ(cache.length(), 0);
+  decode({{&cache, three, {}, logits}});
+  EXPECT_EQ(cache.length(), 3);
+  EXPECT_THROW(decode({{&cache, one, {}, logits}}), std::out_of_range);
+}
 
 TEST(MainModelInput, OutOfRangeIdsAreRefused) {
   const ModelConfig config = model_cases().front().config;

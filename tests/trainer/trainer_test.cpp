@@ -188,14 +188,15 @@ TEST(Trainer, BakedAgreesWithLive) {
 
   // The same text from both, one token at a time as in one pass.
   const std::vector<std::int32_t> prompt = {1, 2, 3, 1, 2};
-  Sampler greedy({.temperature = 0}), again({.temperature = 0});
-  const auto from_live = generate(live, prompt, 20, -1, greedy, [](std::int32_t) {});
-  const auto from_table = generate(baked, prompt, 20, -1, again, [](std::int32_t) {});
-  EXPECT_EQ(from_live.size(), 20U);
-  EXPECT_EQ(from_live, from_table);
-  EXPECT_EQ(generate(baked, prompt, 1000, -1, again, [](std::int32_t) {}).size(), 32U - 5U);
-  EXPECT_THROW(generate(baked, std::vector<std::int32_t>(33, 1), 1, -1, again, [](std::int32_t) {}),
-               InputError);
+  const std::vector<std::vector<std::int32_t>> prompts = {{1, 2, 3, 1, 2}, {7, 1, 2}};
+  GenerationOptions options{.max_tokens = 20, .sampling = {.temperature = 0}};
+  const auto from_live = generate(live, prompts, options).tokens;
+  EXPECT_EQ(from_live[0].size(), 20U);
+  EXPECT_EQ(from_live, generate(baked, prompts, options).tokens);
+  options.prefill_chunk = 2;
+  EXPECT_EQ(from_live, generate(live, prompts, options).tokens);
+  options.max_tokens = 1000;
+  EXPECT_EQ(generate(baked, prompts, options).tokens[0].size(), 32U - 5U);
 }
 
 TEST(Sampler, HonoursItsOptions) {
