@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "data/tokenizer.h"
 #include "launch/command.h"
+#include "launch/inference_options.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "trainer/generation.h"
@@ -17,9 +19,10 @@ namespace {
 
 struct Arguments {
   std::string path;
-  std::string prompt;
-  std::int64_t max_tokens = 100;
-  SamplingOptions sampling;
+  std::vector<std::string> prompts;
+  std::string prompt_file;
+  GenerationOptions generation;
+  TableArguments table;
 };
 
 /// Bytes of `text` that end with a whole UTF-8 character.
@@ -34,39 +37,107 @@ std::size_t whole_characters(const std::string& text) {
   return text.size();
 }
 
+/// The text of one sequence as its tokens come.
+class TextStream {
+ public:
+  /// Adds a token; returns what is whole since then, which a character cut in two is not yet.
+  std::string add(const std::string& token_bytes) {
+    pending_ += token_bytes;
+    std::string whole = pending_.substr(0, whole_characters(pending_));
+    pending_.erase(0, whole.size());
+    text_ += whole;
+    return whole;
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_, pending_;
+};
+
+std::vector<std::string> read_prompts(const Arguments& arguments) {
+  std::vector<std::string> prompts = arguments.prompts;
+  if (!arguments.prompt_file.empty()) {
+    std::ifstream file(arguments.prompt_file);
+    if (!file)
+      throw InputError(fmt::format("{}: cannot be read; expected a text file with a prompt a line",
+                                   arguments.prompt_file));
+    for (std::string line; std::getline(file, line);) {
+      if (line.empty())
+        throw InputError(fmt::format("{}: line {} is empty; expected a prompt a line",
+                                     arguments.prompt_file,
+                                     prompts.size() + 1 - arguments.prompts.size()));
+      prompts.push_back(line);
+    }
+  }
+  if (prompts.empty())
+    throw InputError(
+        arguments.prompt_file.empty()
+            ? "no prompt: give --prompt TEXT, or --prompt-file FILE"
+            : fmt::format("{}: has no prompts; expected one a line", arguments.prompt_file));
+  return prompts;
+}
+
+nlohmann::json describe(const GenerationTimes& times) {
+  const double seconds = times.seconds();
+  return {
+      {"seconds", seconds},
+      {"prefill_seconds", times.prefill_seconds},
+      {"prompt_tokens_total", times.prompt_tokens},
+      {"new_tokens", times.new_tokens},
+      {"decode_steps", times.steps},
+      {"milliseconds_per_token", times.milliseconds_per_step()},
+      {"tokens_per_second", seconds > 0 ? static_cast<double>(times.new_tokens) / seconds : 0.0}};
+}
+
 int run_generate(const Arguments& arguments, CommandContext& context) {
   if (!context.is_root()) return 0;
-  Sampler sampler(arguments.sampling);
+  const std::vector<std::string> prompts = read_prompts(arguments);
   const auto self = make_self_communicator();
-  LoadedModel model = load_model(arguments.path, cpu_backend(), 1, {}, *self);
+  LoadedModel model =
+      load_model(arguments.path, cpu_backend(), 1, {}, *self, arguments.table.options());
   const auto tokenizer = load_tokenizer(model.tokenizer_path);
   if (tokenizer->fingerprint() != model.tokenizer_fingerprint)
     throw InputError(
         fmt::format("{}: is tokenizer {}, but {} was trained with {}; put that one back",
                     model.tokenizer_path.string(), tokenizer->fingerprint(), model.path.string(),
                     model.tokenizer_fingerprint));
-  std::vector<std::int32_t> prompt;
-  tokenizer->encode(arguments.prompt, prompt);
-  const bool stream = !context.json;
-  if (stream) fmt::print("{}", arguments.prompt);
-  std::string text, pending;
-  const auto tokens = generate(model, prompt, arguments.max_tokens, tokenizer->end_of_document(),
-                               sampler, [&](std::int32_t token) {
-                                 pending += tokenizer->token_bytes(token);
-                                 const std::size_t whole = whole_characters(pending);
-                                 text += pending.substr(0, whole);
-                                 if (stream) {
-                                   fmt::print("{}", pending.substr(0, whole));
-                                   std::fflush(stdout);
-                                 }
-                                 pending.erase(0, whole);
-                               });
+  std::vector<std::vector<std::int32_t>> prompt_tokens(prompts.size());
+  for (std::size_t i = 0; i < prompts.size(); ++i) tokenizer->encode(prompts[i], prompt_tokens[i]);
+  GenerationOptions options = arguments.generation;
+  options.end_of_document = tokenizer->end_of_document();
+  // One text is shown as it comes; of several each is shown when all are done.
+  const bool stream = !context.json && prompts.size() == 1;
+  std::vector<TextStream> texts(prompts.size());
+  bool begun = false;
+  const auto show_prompt = [&] {
+    if (stream && !begun) fmt::print("{}", prompts[0]);
+    begun = true;
+  };
+  const Generation made =
+      generate(model, prompt_tokens, options, [&](std::size_t sequence, std::int32_t token) {
+        const std::string whole = texts[sequence].add(tokenizer->token_bytes(token));
+        show_prompt();
+        if (!stream) return;
+        fmt::print("{}", whole);
+        std::fflush(stdout);
+      });
+  show_prompt();
   if (stream) fmt::print("\n");
-  if (context.json)
-    context.print_result({{"prompt", arguments.prompt},
-                          {"text", text},
-                          {"prompt_tokens", prompt.size()},
-                          {"tokens", tokens}});
+  nlohmann::json sequences = nlohmann::json::array();
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (!context.json && !stream)
+      fmt::print("{}{}{}\n", i > 0 ? "\n" : "", prompts[i], texts[i].text());
+    sequences.push_back({{"prompt", prompts[i]},
+                         {"text", texts[i].text()},
+                         {"prompt_tokens", prompt_tokens[i].size()},
+                         {"tokens", made.tokens[i]}});
+  }
+  nlohmann::json result = describe(made.times);
+  if (prompts.size() == 1)
+    result.update(sequences[0]);
+  else
+    result["sequences"] = sequences;
+  context.print_result(result);
   return 0;
 }
 
@@ -77,11 +148,22 @@ void add_generate(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("generate", "Text from a bundle (or a checkpoint), with a KV cache");
   command->add_option("path", arguments->path, "Bundle, run folder or checkpoint")->required();
-  command->add_option("--prompt", arguments->prompt, "Text to go on from")->required();
-  command->add_option("--max-tokens", arguments->max_tokens, "Most new tokens")
+  command->add_option("--prompt", arguments->prompts, "Text to go on from; several times: a batch")
+      ->allow_extra_args(false);
+  command->add_option("--prompt-file", arguments->prompt_file, "Prompts, one a line");
+  GenerationOptions& generation = arguments->generation;
+  command->add_option("--max-tokens", generation.max_tokens, "Most new tokens of each text")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  SamplingOptions& sampling = arguments->sampling;
+  command->add_option("--batch", generation.batch, "Most texts generated together")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--prefill-chunk", generation.prefill_chunk,
+                   "Tokens of prompts computed at a time")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  SamplingOptions& sampling = generation.sampling;
   command->add_option("--temperature", sampling.temperature, "0: always the most probable token")
       ->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Draw from the K most probable tokens; 0: all")
@@ -90,7 +172,12 @@ void add_generate(CLI::App& app, Action& action) {
       ->add_option("--top-p", sampling.top_p,
                    "Draw from the fewest tokens that have this probability together")
       ->capture_default_str();
-  command->add_option("--seed", sampling.seed, "Seed of the draws")->capture_default_str();
+  command
+      ->add_option("--seed", sampling.seed,
+                   "Seed of the draws of the first prompt; S + 1 of the "
+                   "second, and so on")
+      ->capture_default_str();
+  add_table_options(*command, arguments->table);
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_generate(*arguments, context); };
   });
