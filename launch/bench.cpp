@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/bench_bake.h"
 #include "launch/bench_checkpoint.h"
 #include "launch/bench_data.h"
 #include "launch/bench_parallel.h"
@@ -53,6 +54,7 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Speed of the parts on this machine");
   bench->require_subcommand(1);
+  add_bench_bake(*bench, action);
   add_bench_checkpoint(*bench, action);
   add_bench_step(*bench, action);
   add_bench_data(*bench, action);
