@@ -10,6 +10,7 @@
 #include "launch/bench_data.h"
 #include "launch/bench_parallel.h"
 #include "launch/bench_step.h"
+#include "launch/bench_table.h"
 #include "launch/command.h"
 #include "parallel/error.h"
 
@@ -57,6 +58,7 @@ void add_bench(CLI::App& app, Action& action) {
   add_bench_bake(*bench, action);
   add_bench_checkpoint(*bench, action);
   add_bench_step(*bench, action);
+  add_bench_table(*bench, action);
   add_bench_data(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
