@@ -5,10 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "launch/bench_bake.h"
 #include "launch/bench_checkpoint.h"
 #include "launch/bench_data.h"
 #include "launch/bench_parallel.h"
 #include "launch/bench_step.h"
+#include "launch/bench_table.h"
 #include "launch/command.h"
 #include "parallel/error.h"
 
@@ -53,8 +55,10 @@ int run_parallel(const ParallelArguments& arguments, CommandContext& context) {
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Speed of the parts on this machine");
   bench->require_subcommand(1);
+  add_bench_bake(*bench, action);
   add_bench_checkpoint(*bench, action);
   add_bench_step(*bench, action);
+  add_bench_table(*bench, action);
   add_bench_data(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
