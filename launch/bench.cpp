@@ -8,6 +8,7 @@
 #include "launch/bench_bake.h"
 #include "launch/bench_checkpoint.h"
 #include "launch/bench_data.h"
+#include "launch/bench_decode.h"
 #include "launch/bench_parallel.h"
 #include "launch/bench_step.h"
 #include "launch/bench_table.h"
@@ -60,6 +61,7 @@ void add_bench(CLI::App& app, Action& action) {
   add_bench_step(*bench, action);
   add_bench_table(*bench, action);
   add_bench_data(*bench, action);
+  add_bench_decode(*bench, action);
   auto arguments = std::make_shared<ParallelArguments>();
   CLI::App* parallel = bench->add_subcommand(
       "parallel",
