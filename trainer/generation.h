@@ -34,7 +34,7 @@ class Sampler {
 struct GenerationOptions {
   std::int64_t max_tokens = 100;      // new tokens of each sequence, at most
   std::int32_t end_of_document = -1;  // a sequence ends before it; -1: never
-  SamplingOptions sampling;           // sequence i draws with seed + i
+  SamplingOptions sampling = {};      // sequence i draws with seed + i
   std::int64_t batch = 16;            // most sequences decoded together; others wait
   std::int64_t prefill_chunk = 256;   // tokens of prompts computed at a time
 };

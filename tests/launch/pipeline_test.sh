@@ -110,6 +110,29 @@ text() { "$scone" generate "$1" --prompt "the model of" --max-tokens 20 --seed "
 [ "$(text bundle 1)" = "$(text bundle 1)" ] || fail "the same seed gave two texts"
 [ "$(text bundle 1)" = "$(text one 1)" ] || fail "bundle and checkpoint gave two texts"
 [ "$(text bundle 1)" != "$(text bundle 2)" ] || fail "two seeds gave one text"
+# A batch: each text as it is alone with its seed, by --prompt as from a file.
+printf '%s\n' "the model of" "a token" "rank rank the" >prompts.txt
+"$scone" generate bundle --prompt-file prompts.txt --max-tokens 20 --seed 1 --prefill-chunk 2 --json | tail -n 1 >batch.json
+"$scone" generate bundle --prompt "the model of" --prompt "a token" --prompt "rank rank the" --max-tokens 20 --seed 1 --batch 2 \
+  --table-access ram --json | tail -n 1 >given.json
+for i in 1 2 3; do
+  "$scone" generate bundle --prompt "$(sed -n "${i}p" prompts.txt)" --max-tokens 20 --seed "$i" --json | tail -n 1 >"alone$i.json"
+done
+python3 - <<'PYTHON'
+import json
+batch, given = json.load(open("batch.json")), json.load(open("given.json"))
+assert batch["sequences"] == given["sequences"], (batch, given)
+for i, sequence in enumerate(batch["sequences"]):
+    alone = json.load(open(f"alone{i + 1}.json"))
+    assert {key: alone[key] for key in sequence} == sequence, (alone, sequence)
+assert batch["new_tokens"] == sum(len(s["tokens"]) for s in batch["sequences"]) > 40, batch
+assert batch["seconds"] >= batch["prefill_seconds"] > 0 and batch["milliseconds_per_token"] > 0, batch
+assert batch["tokens_per_second"] > 0, batch
+PYTHON
+refuses "no prompt" "$scone" generate bundle
+refuses "nowhere.txt" "$scone" generate bundle --prompt-file nowhere.txt
+printf 'a\n\nb\n' >gap.txt
+refuses "line 2 is empty" "$scone" generate bundle --prompt-file gap.txt
 refuses "context" "$scone" generate bundle --prompt "$(yes the | head -n 500 | tr '\n' ' ')"
 refuses "no such" "$scone" generate nowhere --prompt a
 

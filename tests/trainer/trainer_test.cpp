@@ -175,7 +175,7 @@ TEST(Trainer, BakedAgreesWithLive) {
   const TokenCorpus corpus({data.folder() / "validation.h5"});
   const std::vector<std::int32_t> token_bytes(256, 1);
   auto loss = [&](LoadedModel& model) {
-    return evaluate(corpus, model.vocabulary.get(), *model.main_model, model.source.get(), 16,
+    return evaluate(corpus, model.matcher.get(), *model.main_model, model.source.get(), 16,
                     token_bytes, {.sequence_length = 32, .microbatch_sequences = 4}, *self,
                     model.grids->main);
   };
@@ -187,16 +187,15 @@ TEST(Trainer, BakedAgreesWithLive) {
   EXPECT_NEAR(of_live.bits_per_byte, of_live.loss / std::log(2), 1e-9);
 
   // The same text from both, one token at a time as in one pass.
-  const std::vector<std::int32_t> prompt = {1, 2, 3, 1, 2};
   const std::vector<std::vector<std::int32_t>> prompts = {{1, 2, 3, 1, 2}, {7, 1, 2}};
-  GenerationOptions options{.max_tokens = 20, .sampling = {.temperature = 0}};
-  const auto from_live = generate(live, prompts, options).tokens;
+  GenerationOptions generation{.max_tokens = 20, .sampling = {.temperature = 0}};
+  const auto from_live = generate(live, prompts, generation).tokens;
   EXPECT_EQ(from_live[0].size(), 20U);
-  EXPECT_EQ(from_live, generate(baked, prompts, options).tokens);
-  options.prefill_chunk = 2;
-  EXPECT_EQ(from_live, generate(live, prompts, options).tokens);
-  options.max_tokens = 1000;
-  EXPECT_EQ(generate(baked, prompts, options).tokens[0].size(), 32U - 5U);
+  EXPECT_EQ(from_live, generate(baked, prompts, generation).tokens);
+  generation.prefill_chunk = 2;
+  EXPECT_EQ(from_live, generate(live, prompts, generation).tokens);
+  generation.max_tokens = 1000;
+  EXPECT_EQ(generate(baked, prompts, generation).tokens[0].size(), 32U - 5U);
 }
 
 TEST(Sampler, HonoursItsOptions) {

@@ -10,6 +10,8 @@ namespace scone {
 namespace {
 
 constexpr std::int64_t kQueryTile = 64;
+constexpr std::int64_t kGemmFrom = 8;           // queries, of attention with a cache
+constexpr std::int64_t kThreadsFrom = 1 << 17;  // products of queries and keys, over all heads
 
 /// Scratch of the calling thread, which only grows.
 float* scratch(std::int64_t elements) {
@@ -42,6 +44,55 @@ float softmax_row(float* scores, std::int64_t n, std::int64_t first, std::int64_
   std::fill(scores, scores + first, 0.0F);
   std::fill(scores + last + 1, scores + n, 0.0F);
   return largest + std::log(sum);
+}
+
+/// A head's query at one position, and the cached keys that it attends to; their values lie
+/// `stride` / 2 behind them.
+struct CachedHead {
+  const float *query, *keys;
+  std::int64_t stride, head_width, count;
+};
+
+/// Scores and output are summed over four keys at a time, so that q and out are read once for them.
+void attend_one(const CachedHead& head, float scale, float* scores, float* out) {
+  const float* q = head.query;
+  const std::int64_t stride = head.stride, width = head.head_width, whole = head.count / 4 * 4;
+  for (std::int64_t j = 0; j < whole; j += 4) {
+    const float* k = head.keys + j * stride;
+    float a = 0.0F, b = 0.0F, c = 0.0F, d = 0.0F;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (std::int64_t e = 0; e < width; ++e) {
+      a += q[e] * k[e];
+      b += q[e] * k[e + stride];
+      c += q[e] * k[e + 2 * stride];
+      d += q[e] * k[e + 3 * stride];
+    }
+    scores[j] = a * scale;
+    scores[j + 1] = b * scale;
+    scores[j + 2] = c * scale;
+    scores[j + 3] = d * scale;
+  }
+  for (std::int64_t j = whole; j < head.count; ++j) {
+    const float* k = head.keys + j * stride;
+    float dot = 0.0F;
+#pragma omp simd reduction(+ : dot)
+    for (std::int64_t e = 0; e < width; ++e) dot += q[e] * k[e];
+    scores[j] = dot * scale;
+  }
+  softmax_row(scores, head.count, 0, head.count - 1);
+  std::fill(out, out + width, 0.0F);
+  for (std::int64_t j = 0; j < whole; j += 4) {
+    const float* v = head.keys + j * stride + stride / 2;
+    const float a = scores[j], b = scores[j + 1], c = scores[j + 2], d = scores[j + 3];
+#pragma omp simd
+    for (std::int64_t e = 0; e < width; ++e)
+      out[e] += a * v[e] + b * v[e + stride] + c * v[e + 2 * stride] + d * v[e + 3 * stride];
+  }
+  for (std::int64_t j = whole; j < head.count; ++j) {
+    const float* v = head.keys + j * stride + stride / 2;
+#pragma omp simd
+    for (std::int64_t e = 0; e < width; ++e) out[e] += scores[j] * v[e];
+  }
 }
 
 }  // namespace
@@ -192,27 +243,30 @@ void CpuBackend::cached_attention(const Tensor& qkv, const Tensor& keys_values, 
     const float* from = all + i * 3 * width + width;
     std::copy(from, from + 2 * width, cache + (past + i) * 2 * width);
   }
-#pragma omp parallel for collapse(2) schedule(dynamic)
-  for (std::int64_t i = 0; i < rows; ++i) {
+  const std::int64_t tiles = (rows + kQueryTile - 1) / kQueryTile;
+  // Waking threads costs more than the few products of a short past.
+  const bool is_worth_threads = rows * (past + rows) * width > kThreadsFrom;
+#pragma omp parallel for collapse(2) schedule(dynamic) if (is_worth_threads)
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
     for (std::int64_t head = 0; head < heads; ++head) {
-      const std::int64_t keys = past + i + 1;
-      float* scores = scratch(keys);
-      const float* q = all + i * 3 * width + head * head_width;
+      const std::int64_t begin = tile * kQueryTile, end = std::min(rows, begin + kQueryTile);
+      const float* q = all + begin * 3 * width + head * head_width;
       const float* k = cache + head * head_width;
-      for (std::int64_t j = 0; j < keys; ++j) {
-        float dot = 0.0F;
-#pragma omp simd reduction(+ : dot)
-        for (std::int64_t e = 0; e < head_width; ++e) dot += q[e] * k[j * 2 * width + e];
-        scores[j] = dot * scale;
+      float* o = output + begin * width + head * head_width;
+      const std::int64_t keys = past + end;
+      float* scores = scratch(kQueryTile * keys);
+      if (end - begin < kGemmFrom) {
+        for (std::int64_t i = 0; i < end - begin; ++i)
+          attend_one({q + i * 3 * width, k, 2 * width, head_width, past + begin + i + 1}, scale,
+                     scores, o + i * width);
+        continue;
       }
-      softmax_row(scores, keys, 0, keys - 1);
-      float* o = output + i * width + head * head_width;
-      std::fill(o, o + head_width, 0.0F);
-      for (std::int64_t j = 0; j < keys; ++j) {
-        const float* v = k + j * 2 * width + width;
-#pragma omp simd
-        for (std::int64_t e = 0; e < head_width; ++e) o[e] += scores[j] * v[e];
-      }
+      gemm(false, true, end - begin, keys, head_width, scale, q, 3 * width, k, 2 * width, 0.0F,
+           scores, keys);
+      for (std::int64_t i = begin; i < end; ++i)
+        softmax_row(scores + (i - begin) * keys, keys, 0, past + i);
+      gemm(false, false, end - begin, head_width, keys, 1.0F, scores, keys, k + width, 2 * width,
+           0.0F, o, width);
     }
   }
 }
