@@ -105,6 +105,27 @@ assert abs(live["loss"] / baked["loss"] - 1) < 1e-6, (live, baked)
 assert 0 < live["bits_per_byte"] < 8, live
 PYTHON
 
+# Another type and fewer f-grams: from the bundle as from the checkpoint.
+"$scone" bundle convert bundle --out converted --dtype int8 --size 200
+"$scone" bake one --out baked-int8 --dtype int8 --fgrams fgrams.h5 --fgrams-size 200
+diff -r converted baked-int8
+refuses "exists" "$scone" bundle convert bundle --out converted
+refuses "300 f-grams" "$scone" bundle convert bundle --out more --size 301
+"$scone" bundle convert converted --out wide --dtype fp32 2>err
+[ "$(grep -c "were rounded to int8" err)" = 1 ] || fail "nothing was said of rows that were rounded before: $(cat err)"
+"$scone" bundle verify wide | grep -q "every checksum verified" || fail "wide is not whole"
+"$scone" bundle stat bundle --data shards/validation --json | tail -n 1 >stat.json
+"$scone" bundle stat bundle --data shards/validation --tokens 100 | grep -q "of 100 positions" || fail "--tokens was not kept"
+python3 - <<'PYTHON'
+import json
+stat = json.load(open("stat.json"))
+assert stat["rows"] == 300 == sum(stat["fgrams_by_length"].values()), stat
+assert 0 < stat["norms"]["min"] <= stat["norms"]["median"] <= stat["norms"]["max"], stat
+coverage = stat["coverage"]
+assert 0.5 < coverage["share"] < 1, coverage
+assert abs(sum(coverage["share_by_length"].values()) - coverage["share"]) < 1e-12, coverage
+PYTHON
+
 # Text: the same for the same seed, another for another, and from a checkpoint as from its bundle.
 text() { "$scone" generate "$1" --prompt "the model of" --max-tokens 20 --seed "$2"; }
 [ "$(text bundle 1)" = "$(text bundle 1)" ] || fail "the same seed gave two texts"
@@ -116,6 +137,7 @@ refuses "no such" "$scone" generate nowhere --prompt a
 # Other people's data, and a folder that cannot be written.
 "$scone" tokenize --input text.jsonl --output other --train-tokenizer 290 --validation-fraction 0.1
 refuses "tokenizer" "$scone" eval one --data other/validation
+refuses "tokenizer" "$scone" bundle stat bundle --data other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.train=other/train data.validation=other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.validation=other/validation
 refuses "model.main.layers: " "$scone" train run.yaml run.folder=one model.main.layers=3
@@ -148,6 +170,9 @@ damage "$checkpoint/rank-00000.h5"
 refuses "rank-00000.h5" "$scone" inspect "$checkpoint"
 damage bundle/table/rows-00000.bin
 refuses "rows-00000.bin" "$scone" inspect bundle
+refuses "rows-00000.bin" "$scone" bundle verify bundle
+refuses "rows-00000.bin" "$scone" bundle convert bundle --out from-damaged
+[ ! -e from-damaged ] || fail "a damaged bundle was converted"
 refuses "text.jsonl" "$scone" inspect text.jsonl
 # The damaged checkpoint is passed over for the one before.
 "$scone" eval one --data shards/validation 2>err >out
