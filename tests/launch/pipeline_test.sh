@@ -3,6 +3,7 @@
 # bake -> evaluation live and baked -> text; every file is inspected, whole and damaged.
 set -euo pipefail
 scone=$1
+docs=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../docs")
 folder=$(mktemp -d)
 job=
 trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
@@ -124,6 +125,25 @@ assert 0 < stat["norms"]["min"] <= stat["norms"]["median"] <= stat["norms"]["max
 coverage = stat["coverage"]
 assert 0.5 < coverage["share"] < 1, coverage
 assert abs(sum(coverage["share_by_length"].values()) - coverage["share"]) < 1e-12, coverage
+PYTHON
+
+# The reader in docs finds each f-gram that was counted by its id in the bundle, with a row, and no other n-gram.
+python=python3  # Debian's own has h5py and numpy; another may stand before it in PATH
+"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
+PYTHONPATH=$docs "$python" -B - <<'PYTHON'
+import h5py, numpy as np
+from read_bundle import FgramTable
+file, table = h5py.File("fgrams.h5"), FgramTable("bundle")
+tokens, fgrams = int(file.attrs["vocabulary_size"]), []
+for prefix, last in zip(file["prefix"][:].tolist(), file["last_token"][:].tolist()):
+    fgrams.append(([prefix] if prefix < tokens else fgrams[prefix - tokens]) + [last])
+assert len(fgrams) == table.rows > 100, (len(fgrams), table.rows)
+assert [table.index.find(fgram) for fgram in fgrams] == list(range(table.rows))
+known = set(map(tuple, fgrams))
+others = [fgram + [token] for fgram in fgrams for token in (0, 5, tokens - 1) if (*fgram, token) not in known]
+assert others and {table.index.find(other) for other in others} == {-1}
+rows = table.lookup(range(table.rows))
+assert np.isfinite(rows).all() and len(np.unique(rows, axis=0)) == table.rows, rows
 PYTHON
 
 # Text: the same for the same seed, another for another, and from a checkpoint as from its bundle.
