@@ -8,6 +8,7 @@
 
 #include "checkpoint/bake_journal.h"
 #include "checkpoint/bundle.h"
+#include "checkpoint/bundle_target.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
@@ -25,41 +26,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kModelFile = "model.safetensors";
 constexpr std::int64_t kMostIndexBytes = 8;  // of an f-gram, on disk
-
-fs::path folder_path(const fs::path& path) {
-  const fs::path normal = fs::absolute(path).lexically_normal();
-  return normal.filename().empty() ? normal.parent_path() : normal;
-}
-
-fs::path with_suffix(fs::path path, const char* suffix) {
-  path += suffix;
-  return path;
-}
-
-void check_target(const fs::path& bundle, bool overwrite) {
-  if (!fs::exists(bundle)) return;
-  if (!overwrite) {
-    throw InputError(fmt::format(
-        "{}: exists already; give another --out, or --overwrite to replace it", bundle.string()));
-  }
-  if (!is_bundle(bundle) && !(fs::is_directory(bundle) && fs::is_empty(bundle))) {
-    throw InputError(fmt::format(
-        "{}: exists and is no bundle, so it is not replaced; give another --out", bundle.string()));
-  }
-}
-
-/// Makes `folder` anew. Throws InputError where it cannot be made.
-void make_empty_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::remove_all(folder, error);
-  if (!error) fs::create_directories(folder, error);
-  if (error) {
-    throw InputError(fmt::format("{}: cannot be made: {}; give another --out", folder.string(),
-                                 error.message()));
-  }
-}
 
 void write_index(const fs::path& path, const FgramVocabulary& vocabulary) {
   TableIndexHeader header{.rows = vocabulary.size(),
@@ -99,9 +66,9 @@ void write_rest(const fs::path& folder, const ModelSource& source, const Tokeniz
   const std::string tokenizer_name =
       tokenizer.file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
   fs::copy_file(tokenizer.file(), folder / tokenizer_name, fs::copy_options::overwrite_existing);
-  write_safetensors(folder / kModelFile, exported_views(main_parameters),
+  write_safetensors(folder / kBundleModelFile, exported_views(main_parameters),
                     {{"format", "pt"}, {"producer", "scone"}});
-  std::vector<std::string> names = {tokenizer_name, kModelFile};
+  std::vector<std::string> names = {tokenizer_name, kBundleModelFile};
   nlohmann::json fgrams, table;
   if (vocabulary != nullptr) {
     write_index(folder / kTableIndexFile, *vocabulary);
@@ -191,13 +158,13 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
                        const BakeProgressReport& report) {
   const auto started = std::chrono::steady_clock::now();
   const bool root = ranks.rank() == 0;
-  const fs::path bundle = folder_path(options.bundle);
-  const fs::path temporary = with_suffix(bundle, ".tmp");
+  const BundleTarget target(options.bundle);
+  const fs::path& temporary = target.temporary;
   BakeResult result;
 
   std::string found;
   if (root) {
-    check_target(bundle, options.overwrite);
+    target.check(options.overwrite);
     const auto checkpoint = find_checkpoint(options.source, &result.skipped);
     if (!checkpoint) {
       throw InputError(fmt::format(
@@ -261,7 +228,7 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
                  row_files);
       if (has_table) result.index_bytes = file_bytes(temporary / kTableIndexFile);
       BakeJournal::remove(temporary);
-      publish_folder(temporary, bundle, with_suffix(bundle, ".old.tmp"));
+      target.publish();
     }
     ranks.barrier();
   } catch (const InputError&) {

@@ -43,6 +43,19 @@ void check_description(const nlohmann::json& description, const ModelConfig& con
   }
 }
 
+nlohmann::json read_description(const fs::path& json_path) {
+  nlohmann::json description = read_json_file(json_path);
+  if (description.at("format") != kBundleFormat ||
+      description.at("format_version") != kBundleVersion) {
+    throw InputError(
+        fmt::format("{}: expected the format \"{}\", version {}, found {}, version "
+                    "{}; bake with this version of the program",
+                    json_path.string(), kBundleFormat, kBundleVersion,
+                    description.at("format").dump(), description.at("format_version").dump()));
+  }
+  return description;
+}
+
 void open_table(Bundle& bundle, const RowSourceOptions& rows) {
   bundle.table = std::make_unique<FgramTable>(bundle.folder, rows);
   bundle.matcher = std::make_unique<TableMatcher>(
@@ -89,17 +102,9 @@ Bundle open_bundle(const fs::path& folder, const RowSourceOptions& rows) {
   const fs::path json_path = folder / "bundle.json";
   Bundle bundle;
   bundle.folder = folder;
-  bundle.description = read_json_file(json_path);
   try {
+    bundle.description = read_description(json_path);
     const nlohmann::json& description = bundle.description;
-    if (description.at("format") != kBundleFormat ||
-        description.at("format_version") != kBundleVersion) {
-      throw InputError(
-          fmt::format("{}: expected the format \"{}\", version {}, found {}, version "
-                      "{}; bake with this version of the program",
-                      json_path.string(), kBundleFormat, kBundleVersion,
-                      description.at("format").dump(), description.at("format_version").dump()));
-    }
     bundle.config = description.at("model").get<ModelConfig>();
     check_description(description, bundle.config, json_path);
     const auto problems = file_problems(folder, description.at("files"), false);
@@ -114,14 +119,18 @@ Bundle open_bundle(const fs::path& folder, const RowSourceOptions& rows) {
 }
 
 std::vector<std::string> bundle_problems(const fs::path& folder) {
+  const fs::path json_path = folder / "bundle.json";
   try {
-    const Bundle bundle = open_bundle(folder);
-    auto problems = file_problems(folder, bundle.description.at("files"), true);
+    auto problems =
+        file_problems(folder, read_description(json_path).value("files", nlohmann::json{}), true);
     if (problems.empty()) {
+      const Bundle bundle = open_bundle(folder);
       ParameterSet parameters(main_parameter_specs(bundle.config), Device::cpu);
       bundle.load_main_parameters(parameters);
     }
     return problems;
+  } catch (const nlohmann::json::exception& error) {
+    return {fmt::format("{}: {}", json_path.string(), error.what())};
   } catch (const InputError& error) {
     return {error.what()};
   }

@@ -27,6 +27,7 @@ struct Bundle {
 
 inline constexpr const char* kBundleFormat = "scone-bundle";
 inline constexpr int kBundleVersion = 2;
+inline constexpr const char* kBundleModelFile = "model.safetensors";
 inline constexpr const char* kTableIndexFile = "table/index.bin";
 
 /// bundle.json's "table".

@@ -93,6 +93,14 @@ FgramHeader read_header(const Hdf5File& file, const std::string& path) {
 
 }  // namespace
 
+std::string fgram_fingerprint(const FgramColumns& columns, std::int64_t size, int max_length) {
+  const auto count = static_cast<std::size_t>(size);
+  std::uint64_t hash = XXH3_64bits_withSeed(columns.prefixes, count * sizeof(std::uint32_t),
+                                            static_cast<std::uint64_t>(max_length));
+  hash = XXH3_64bits_withSeed(columns.last_tokens, count * columns.token_bytes, hash);
+  return fmt::format("{:016x}", hash);
+}
+
 FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) : mapping_(path) {
   const Hdf5File file = Hdf5File::open(path);
   header_ = read_header(file, path.string());

@@ -62,6 +62,10 @@ struct FgramColumns {
   }
 };
 
+/// 16 hex digits of the keys of the first `size` f-grams, in the order of their ids, and of K
+/// (max_length), the longest that is used. Reads prefixes and last tokens alone.
+std::string fgram_fingerprint(const FgramColumns& columns, std::int64_t size, int max_length);
+
 /// A file of f-grams, its columns mapped into memory.
 class FgramFile {
  public:

@@ -23,27 +23,28 @@ double FgramCoverage::padded_tokens_per_position() const {
 }
 
 FgramCoverage measure_coverage(Communicator& communicator, const TokenCorpus& corpus,
-                               const FgramVocabulary& vocabulary) {
+                               const FgramMatcher& matcher, std::int64_t tokens_wanted) {
+  const std::int64_t end = tokens_wanted == 0 ? corpus.tokens() : tokens_wanted;
   const DocumentSlice slice = documents_of_rank(corpus, communicator.rank(), communicator.size());
   FgramCoverage coverage;
-  coverage.matched.assign(static_cast<std::size_t>(vocabulary.max_length()) + 1, 0);
+  coverage.matched.assign(static_cast<std::size_t>(matcher.max_length()) + 1, 0);
   std::vector<std::int64_t>& matched = coverage.matched;
 #pragma omp parallel
   {
     std::vector<std::int64_t> own(matched.size(), 0);
     std::vector<std::int32_t> tokens;
     std::vector<std::int64_t> ids;
+    std::vector<std::uint8_t> lengths;
 #pragma omp for schedule(dynamic, 16)
     for (std::int64_t d = slice.first; d < slice.last; ++d) {
       const TokenCorpus::Range range = corpus.document(d);
-      tokens.resize(static_cast<std::size_t>(range.end - range.begin));
+      if (range.begin >= std::min(range.end, end)) continue;
+      tokens.resize(static_cast<std::size_t>(std::min(range.end, end) - range.begin));
       ids.resize(tokens.size());
-      if (tokens.empty()) continue;
+      lengths.resize(tokens.size());
       corpus.read(range.begin, tokens);
-      vocabulary.match(tokens, ids);
-      for (const std::int64_t id : ids) {
-        ++own[id < 0 ? 0 : static_cast<std::size_t>(vocabulary.length(id))];
-      }
+      matcher.match(tokens, ids, lengths);
+      for (const std::uint8_t length : lengths) ++own[length];
     }
 #pragma omp critical
     for (std::size_t n = 0; n < own.size(); ++n) matched[n] += own[n];

@@ -20,9 +20,10 @@ struct FgramCoverage {
   double padded_tokens_per_position() const;
 };
 
-/// Collective: ranks take documents. max_length of `vocabulary` is K.
+/// Of the corpus' first `tokens` positions; 0: all. Collective: ranks take documents. max_length of
+/// `matcher` is K.
 FgramCoverage measure_coverage(Communicator& communicator, const TokenCorpus& corpus,
-                               const FgramVocabulary& vocabulary);
+                               const FgramMatcher& matcher, std::int64_t tokens = 0);
 
 /// The trie of batches of one size: distinct nodes, roots included, a token.
 struct FgramSharing {

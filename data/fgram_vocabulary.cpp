@@ -1,7 +1,6 @@
 #include "data/fgram_vocabulary.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <limits>
@@ -233,12 +232,7 @@ const std::string& FgramVocabulary::tokenizer_fingerprint() const {
 }
 
 std::string FgramVocabulary::fingerprint() const {
-  const auto size = static_cast<std::size_t>(state_->header.size);
-  const FgramColumns& columns = state_->columns;
-  std::uint64_t hash = XXH3_64bits_withSeed(columns.prefixes, size * sizeof(std::uint32_t),
-                                            static_cast<std::uint64_t>(max_length()));
-  hash = XXH3_64bits_withSeed(columns.last_tokens, size * columns.token_bytes, hash);
-  return fmt::format("{:016x}", hash);
+  return fgram_fingerprint(state_->columns, size(), max_length());
 }
 
 std::int64_t FgramVocabulary::child(std::int32_t first, std::int32_t second) const {

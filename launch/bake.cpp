@@ -1,7 +1,6 @@
 #include "checkpoint/bake.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <memory>
@@ -10,34 +9,10 @@
 #include "data/size_suffix.h"
 #include "launch/command.h"
 #include "launch/inference_options.h"
+#include "launch/progress_line.h"
 
 namespace scone {
 namespace {
-
-/// Prints rows, rate and time left of rank 0's share: rewriting one line on a terminal, else at
-/// most one line each ten seconds.
-class ProgressLine {
- public:
-  explicit ProgressLine(int ranks) : ranks_(ranks), terminal_(::isatty(STDERR_FILENO) != 0) {}
-
-  void operator()(const BakeProgress& progress) {
-    const bool last = progress.rows_done == progress.rows_total;
-    if (!last && progress.seconds - printed_ < (terminal_ ? 0.2 : 10.0)) return;
-    printed_ = progress.seconds;
-    const double rate = static_cast<double>(progress.rows_done) / progress.seconds;
-    const double left = static_cast<double>(progress.rows_total - progress.rows_done) / rate;
-    fmt::print(
-        stderr, "{}bake: {:5.1f} %  {:.0f} rows/s  {:.0f} s left{}", terminal_ ? "\r" : "",
-        100.0 * static_cast<double>(progress.rows_done) / static_cast<double>(progress.rows_total),
-        rate * ranks_, left, terminal_ && !last ? "   " : "   \n");
-    std::fflush(stderr);
-  }
-
- private:
-  int ranks_;
-  bool terminal_;
-  double printed_ = 0;
-};
 
 struct Arguments {
   BakeOptions options;
@@ -49,7 +24,7 @@ int run_bake(Arguments& arguments, CommandContext& context) {
   arguments.options.vocabulary_size = parse_size(arguments.fgrams_size);
   arguments.options.file_bytes = parse_size(arguments.file_size);
   const ComputeDevice device = open_inference_device(arguments.device, context.world);
-  ProgressLine line(context.world.size());
+  ProgressLine line("bake", context.world.size());
   BakeProgressReport report;
   if (context.is_root()) report = [&](const BakeProgress& progress) { line(progress); };
   const BakeResult result = bake_bundle(arguments.options, device.backend, context.world, report);

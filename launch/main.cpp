@@ -42,6 +42,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_train(app, action);
   scone::add_eval(app, action);
   scone::add_bake(app, action);
+  scone::add_bundle(app, action);
   scone::add_generate(app, action);
   scone::add_inspect(app, action);
   scone::add_bench(app, action);

@@ -108,6 +108,20 @@ TEST_F(BundleTest, ChangedBytesAreFoundInEveryFile) {
   EXPECT_TRUE(bundle_problems(path_).empty());
 }
 
+TEST_F(BundleTest, EachProblemIsALine) {
+  fs::resize_file(path_ / "table/rows-00000.bin", 5000);
+  fs::remove(path_ / "tokenizer.json");
+  flip_byte(path_ / "model.safetensors", 900);
+  const auto problems = bundle_problems(path_);
+  ASSERT_EQ(problems.size(), 3U);
+  EXPECT_THAT(problems[0], HasSubstr("model.safetensors"));
+  EXPECT_THAT(problems[1], HasSubstr("rows-00000.bin"));
+  EXPECT_THAT(problems[2], HasSubstr("tokenizer.json"));
+  edit_description([](auto& json) { json["format_version"] = 1; });
+  ASSERT_EQ(bundle_problems(path_).size(), 1U);
+  EXPECT_THAT(bundle_problems(path_)[0], HasSubstr("version"));
+}
+
 TEST_F(BundleTest, TruncatedAndMissingFilesAreNamed) {
   for (const char* name :
        {"model.safetensors", "table/index.bin", "table/rows-00000.bin", "tokenizer.json"}) {

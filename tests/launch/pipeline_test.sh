@@ -3,6 +3,7 @@
 # bake -> evaluation live and baked -> text; every file is inspected, whole and damaged.
 set -euo pipefail
 scone=$1
+docs=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../docs")
 folder=$(mktemp -d)
 job=
 trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
@@ -105,6 +106,46 @@ assert abs(live["loss"] / baked["loss"] - 1) < 1e-6, (live, baked)
 assert 0 < live["bits_per_byte"] < 8, live
 PYTHON
 
+# Another type and fewer f-grams: from the bundle as from the checkpoint.
+"$scone" bundle convert bundle --out converted --dtype int8 --size 200
+"$scone" bake one --out baked-int8 --dtype int8 --fgrams fgrams.h5 --fgrams-size 200
+diff -r converted baked-int8
+refuses "exists" "$scone" bundle convert bundle --out converted
+refuses "300 f-grams" "$scone" bundle convert bundle --out more --size 301
+"$scone" bundle convert converted --out wide --dtype fp32 2>err
+[ "$(grep -c "were rounded to int8" err)" = 1 ] || fail "nothing was said of rows that were rounded before: $(cat err)"
+"$scone" bundle verify wide | grep -q "every checksum verified" || fail "wide is not whole"
+"$scone" bundle stat bundle --data shards/validation --json | tail -n 1 >stat.json
+"$scone" bundle stat bundle --data shards/validation --tokens 100 | grep -q "of 100 positions" || fail "--tokens was not kept"
+python3 - <<'PYTHON'
+import json
+stat = json.load(open("stat.json"))
+assert stat["rows"] == 300 == sum(stat["fgrams_by_length"].values()), stat
+assert 0 < stat["norms"]["min"] <= stat["norms"]["median"] <= stat["norms"]["max"], stat
+coverage = stat["coverage"]
+assert 0.5 < coverage["share"] < 1, coverage
+assert abs(sum(coverage["share_by_length"].values()) - coverage["share"]) < 1e-12, coverage
+PYTHON
+
+# The reader in docs finds each f-gram that was counted by its id in the bundle, with a row, and no other n-gram.
+python=python3  # Debian's own has h5py and numpy; another may stand before it in PATH
+"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
+PYTHONPATH=$docs "$python" -B - <<'PYTHON'
+import h5py, numpy as np
+from read_bundle import FgramTable
+file, table = h5py.File("fgrams.h5"), FgramTable("bundle")
+tokens, fgrams = int(file.attrs["vocabulary_size"]), []
+for prefix, last in zip(file["prefix"][:].tolist(), file["last_token"][:].tolist()):
+    fgrams.append(([prefix] if prefix < tokens else fgrams[prefix - tokens]) + [last])
+assert len(fgrams) == table.rows > 100, (len(fgrams), table.rows)
+assert [table.index.find(fgram) for fgram in fgrams] == list(range(table.rows))
+known = set(map(tuple, fgrams))
+others = [fgram + [token] for fgram in fgrams for token in (0, 5, tokens - 1) if (*fgram, token) not in known]
+assert others and {table.index.find(other) for other in others} == {-1}
+rows = table.lookup(range(table.rows))
+assert np.isfinite(rows).all() and len(np.unique(rows, axis=0)) == table.rows, rows
+PYTHON
+
 # Text: the same for the same seed, another for another, and from a checkpoint as from its bundle.
 text() { "$scone" generate "$1" --prompt "the model of" --max-tokens 20 --seed "$2"; }
 [ "$(text bundle 1)" = "$(text bundle 1)" ] || fail "the same seed gave two texts"
@@ -139,6 +180,7 @@ refuses "no such" "$scone" generate nowhere --prompt a
 # Other people's data, and a folder that cannot be written.
 "$scone" tokenize --input text.jsonl --output other --train-tokenizer 290 --validation-fraction 0.1
 refuses "tokenizer" "$scone" eval one --data other/validation
+refuses "tokenizer" "$scone" bundle stat bundle --data other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.train=other/train data.validation=other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.validation=other/validation
 refuses "model.main.layers: " "$scone" train run.yaml run.folder=one model.main.layers=3
@@ -171,6 +213,9 @@ damage "$checkpoint/rank-00000.h5"
 refuses "rank-00000.h5" "$scone" inspect "$checkpoint"
 damage bundle/table/rows-00000.bin
 refuses "rows-00000.bin" "$scone" inspect bundle
+refuses "rows-00000.bin" "$scone" bundle verify bundle
+refuses "rows-00000.bin" "$scone" bundle convert bundle --out from-damaged
+[ ! -e from-damaged ] || fail "a damaged bundle was converted"
 refuses "text.jsonl" "$scone" inspect text.jsonl
 # The damaged checkpoint is passed over for the one before.
 "$scone" eval one --data shards/validation 2>err >out
