@@ -29,7 +29,9 @@ struct ConvertResult {
 };
 
 /// Makes a bundle of the first f-grams of another one, in another type, without the checkpoint.
-/// From fp32 the files are those of a bake of these f-grams in that type, byte by byte. Made in
+/// From fp32, all f-grams: every file is that of a bake in that type, byte by byte. Of the first
+/// f-grams: so is every file but the rows, which are the source's; a bake of fewer f-grams computes
+/// them in other batches, and may differ from them in their last bits. Made in
 /// "<bundle>.tmp", which goes where it fails. Every file that is read is compared with its
 /// checksum. Memory: a few blocks of rows and the source's index; where f-grams are left out, 24
 /// bytes more for each f-gram of the source. On one rank. Throws InputError: no bundle, one of

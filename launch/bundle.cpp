@@ -243,7 +243,7 @@ void add_convert(CLI::App& bundle, Action& action) {
   CLI::App* command = bundle.add_subcommand(
       "convert",
       "Bundle -> bundle with rows of another type, or of the first f-grams alone; needs no "
-      "checkpoint. From fp32 the files are those of scone bake.");
+      "checkpoint. From fp32 the rows are rounded as scone bake does.");
   command->fallthrough();
   ConvertOptions& options = arguments->options;
   command->add_option("bundle", options.source, "Bundle")->required();

