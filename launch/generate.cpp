@@ -9,7 +9,6 @@
 #include "data/tokenizer.h"
 #include "launch/command.h"
 #include "launch/inference_options.h"
-#include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "trainer/generation.h"
 #include "trainer/loaded_model.h"
@@ -20,7 +19,7 @@ namespace {
 struct Arguments {
   std::string path;
   std::vector<std::string> prompts;
-  std::string prompt_file;
+  std::string prompt_file, device = "cpu";
   GenerationOptions generation;
   TableArguments table;
 };
@@ -90,11 +89,14 @@ nlohmann::json describe(const GenerationTimes& times) {
 }
 
 int run_generate(const Arguments& arguments, CommandContext& context) {
+  if (arguments.device != "cpu" && context.world.size() > 1)
+    throw InputError("generate: --device cuda: one rank generates; run it without mpirun");
   if (!context.is_root()) return 0;
   const std::vector<std::string> prompts = read_prompts(arguments);
   const auto self = make_self_communicator();
+  const ComputeDevice device = open_inference_device(arguments.device, *self);
   LoadedModel model =
-      load_model(arguments.path, cpu_backend(), 1, {}, *self, arguments.table.options());
+      load_model(arguments.path, device.backend, 1, {}, *device.world, arguments.table.options());
   const auto tokenizer = load_tokenizer(model.tokenizer_path);
   if (tokenizer->fingerprint() != model.tokenizer_fingerprint)
     throw InputError(
@@ -177,6 +179,7 @@ void add_generate(CLI::App& app, Action& action) {
                    "Seed of the draws of the first prompt; S + 1 of the "
                    "second, and so on")
       ->capture_default_str();
+  add_device_option(*command, arguments->device);
   add_table_options(*command, arguments->table);
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_generate(*arguments, context); };
