@@ -301,36 +301,44 @@ int run_bench_table(const Arguments& arguments, CommandContext& context) {
       all.emplace_back(store, Rates{});
     }
   }
+  const auto own = [&](std::size_t i) { return i < tables.size(); };
+  const auto peer_rate = [&](const std::string& name, const char* state, std::int64_t batch,
+                             std::int64_t most) {
+    return run_peer(arguments.peers,
+                    fmt::format("{} {} {} {} {}", peer_arguments, name, state, batch, most))
+        .at(0);
+  };
+  // All warm passes come first: what a cold one drops takes long to come back.
+  for (int round = 0; round < arguments.rounds; ++round) {
+    for (const std::int64_t batch : arguments.batches) {
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        auto& [name, rates] = all[i];
+        const std::size_t most = name == "direct" ? cold_count : static_cast<std::size_t>(count);
+        if (own(i))
+          lookup_rate(*tables[i], lookups, expected, static_cast<std::size_t>(batch), most);
+        rates.warm[batch].push_back(own(i) ? lookup_rate(*tables[i], lookups, expected,
+                                                         static_cast<std::size_t>(batch), most)
+                                           : peer_rate(name, "warm", batch, count));
+      }
+    }
+  }
   bool cold = true;
   for (int round = 0; round < arguments.rounds; ++round) {
     for (const std::int64_t batch : arguments.batches) {
       for (std::size_t i = 0; i < all.size(); ++i) {
         auto& [name, rates] = all[i];
-        const auto size = static_cast<std::size_t>(batch);
-        if (i >= tables.size()) {
-          rates.warm[batch].push_back(
-              run_peer(arguments.peers,
-                       fmt::format("{} {} warm {} {}", peer_arguments, name, batch, count))
-                  .at(0));
-          cold = cold && drop_page_cache();
-          if (cold)
-            rates.cold[batch].push_back(
-                run_peer(arguments.peers,
-                         fmt::format("{} {} cold {} {}", peer_arguments, name, batch, cold_count))
-                    .at(0));
-          continue;
-        }
-        const std::size_t most = name == "direct" ? cold_count : static_cast<std::size_t>(count);
-        lookup_rate(*tables[i], lookups, expected, size, most);
-        rates.warm[batch].push_back(lookup_rate(*tables[i], lookups, expected, size, most));
         if (name == "ram") continue;  // it is read whole when it is opened
-        cold = cold && drop_page_cache();
         // Opened anew: a mapping keeps its pages.
-        if (cold) {
+        if (own(i)) {
+          tables[i].reset();
           tables[i] = made.open(name == "mmap" ? TableAccess::mmap : TableAccess::direct);
-          drop_page_cache();
-          rates.cold[batch].push_back(lookup_rate(*tables[i], lookups, expected, size, cold_count));
         }
+        cold = cold && drop_page_cache();
+        if (!cold) continue;
+        rates.cold[batch].push_back(
+            own(i) ? lookup_rate(*tables[i], lookups, expected, static_cast<std::size_t>(batch),
+                                 cold_count)
+                   : peer_rate(name, "cold", batch, static_cast<std::int64_t>(cold_count)));
       }
     }
   }
