@@ -171,7 +171,7 @@ void add_bench_bake(CLI::App& bench, Action& action) {
       ->capture_default_str();
   command->add_option("--dtype", arguments->type, "Of the rows")->capture_default_str();
   command->add_option("--peer", arguments->peer,
-                      "Command that prints its f-grams a second (tests/peers/torch_bake.py)");
+                      "Command that takes --width, --layers, .. and prints its f-grams a second");
   command->add_option("--folder", arguments->folder, "Where the tables are written")
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "Of each, in turns")
