@@ -1,28 +1,13 @@
 #include "trainer/embedding_source.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "data/loop_errors.h"
 #include "parallel/watchdog.h"
+#include "trainer/stopwatch.h"
 
 namespace scone {
 namespace {
-
-/// Adds the seconds of a scope to a sum.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() {
-    sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 constexpr std::int64_t lookup_part = 256;  // rows that one thread looks up at a time
 constexpr int all_cells = 0;               // mask and bits that every cell fits

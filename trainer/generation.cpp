@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <future>
 #include <memory>
@@ -13,6 +12,7 @@
 
 #include "parallel/error.h"
 #include "trainer/fgram_rows.h"
+#include "trainer/stopwatch.h"
 
 namespace scone {
 
@@ -70,21 +70,6 @@ std::int32_t Sampler::draw(std::span<const float> logits) {
 }
 
 namespace {
-
-/// Adds the seconds since it was made to `sum` when it goes.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() {
-    sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 /// A sequence that is being generated.
 struct Active {
