@@ -55,6 +55,7 @@ find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
+find_package(hwy REQUIRED)
 find_package(ZLIB REQUIRED)
 
 set(SCONE_MPI AUTO CACHE STRING "Several ranks, by MPI: AUTO (where it is found), ON, OFF")

@@ -128,7 +128,7 @@ template <class T>
 T* Tensor::data() const {
   constexpr bool matches_int32 = std::is_same_v<T, std::int32_t>;
   constexpr bool matches_int64 = std::is_same_v<T, std::int64_t>;
-  constexpr bool matches_bf16 = std::is_same_v<T, std::uint16_t>;
+  constexpr bool matches_bf16 = std::is_same_v<T, Bf16>;
   const DType wanted = matches_int32   ? DType::int32
                        : matches_int64 ? DType::int64
                        : matches_bf16  ? DType::bf16
@@ -139,7 +139,7 @@ T* Tensor::data() const {
   return static_cast<T*>(data_);
 }
 template float* Tensor::data<float>() const;
-template std::uint16_t* Tensor::data<std::uint16_t>() const;
+template Bf16* Tensor::data<Bf16>() const;
 template std::int32_t* Tensor::data<std::int32_t>() const;
 template std::int64_t* Tensor::data<std::int64_t>() const;
 

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/bf16.h"
+
 namespace scone {
 
 enum class DType : std::uint8_t { fp32, bf16, int32, int64 };

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "model/model_config.h"
 #include "model/tensor.h"
@@ -230,7 +231,12 @@ class Backend {
   virtual double sum(const Tensor& x) = 0;
 };
 
-/// The CPU backend: oneDNN for matrix products, OpenMP for the rest. One object for the process.
+/// The CPU backend: oneDNN for matrix products, OpenMP for the rest. One object for the process,
+/// made for the best instruction set of the processor, at most that which the environment variable
+/// SCONE_MAX_ISA names (sse4, avx2, avx512, avx512_bf16). The first call throws InputError where it
+/// names another.
 Backend& cpu_backend();
+/// The instruction set of cpu_backend(), by the same names.
+std::string cpu_instruction_set();
 
 }  // namespace scone

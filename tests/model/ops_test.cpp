@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 #include <random>
+#include <tuple>
 
 #include "model/ops/cpu/vector_math.h"
 #include "model/parameter.h"
@@ -15,30 +16,41 @@ namespace {
 
 constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 
-class OpTest : public ::testing::TestWithParam<OpCase> {};
+constexpr DType kTypes[] = {DType::fp32, DType::bf16};
+
+class OpTest : public ::testing::TestWithParam<std::tuple<OpCase, DType>> {};
 
 TEST_P(OpTest, AgreesWithTheDoubleReferenceAndItsDifferences) {
-  check_op(GetParam(), cpu_backend(), DType::fp32);
+  check_op(std::get<0>(GetParam()), cpu_backend(), std::get<1>(GetParam()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, OpTest, ::testing::ValuesIn(op_cases()),
-                         [](const auto& instance) { return instance.param.name; });
+INSTANTIATE_TEST_SUITE_P(Registry, OpTest,
+                         ::testing::Combine(::testing::ValuesIn(op_cases()),
+                                            ::testing::ValuesIn(kTypes)),
+                         [](const auto& instance) {
+                           return std::get<0>(instance.param).name + "_" +
+                                  name_of(std::get<1>(instance.param));
+                         });
 
 TEST(VectorMath, ExpIsWithinAFewUlp) {
   double worst = 0;
   for (int i = -870000; i <= 880000; ++i) {
     const float x = static_cast<float>(i) * 1e-4F;
     const double expected = std::exp(double{x});
-    worst = std::max(worst, std::abs(fast_exp(x) - expected) / expected);
+    worst = std::max(worst, std::abs(HWY_NAMESPACE::fast_exp(x) - expected) / expected);
   }
   std::printf("largest relative error of exp: %.2f epsilon\n", worst / kEpsilon);
   EXPECT_LT(worst, 2 * kEpsilon);
-  EXPECT_TRUE(std::isnan(fast_exp(std::numeric_limits<float>::quiet_NaN())));
+  EXPECT_TRUE(std::isnan(HWY_NAMESPACE::fast_exp(std::numeric_limits<float>::quiet_NaN())));
 }
 
-TEST(Optimizer, AdamwFollowsItsFormula) { check_adamw(cpu_backend(), DType::fp32); }
+TEST(Optimizer, AdamwFollowsItsFormula) {
+  for (const DType dtype : kTypes) check_adamw(cpu_backend(), dtype);
+}
 TEST(Reductions, NormAndSum) { check_reductions(cpu_backend()); }
-TEST(Moves, UploadDownloadCopyZero) { check_moves(cpu_backend(), DType::fp32); }
+TEST(Moves, UploadDownloadCopyZero) {
+  for (const DType dtype : kTypes) check_moves(cpu_backend(), dtype);
+}
 
 TEST(CounterNormal, IsTheSameFromAnyIndexAndStandardNormal) {
   std::vector<float> all(100000), part(1001);

@@ -1,11 +1,25 @@
-#pragma once
+// Compiled for each instruction set.
+#if defined(SCONE_MODEL_OPS_CPU_CPU_BACKEND_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef SCONE_MODEL_OPS_CPU_CPU_BACKEND_H
+#undef SCONE_MODEL_OPS_CPU_CPU_BACKEND_H
+#else
+#define SCONE_MODEL_OPS_CPU_CPU_BACKEND_H
+#endif
 
 #include "model/ops/ops.h"
+#include "hwy/highway.h"
 
-namespace scone {
+HWY_BEFORE_NAMESPACE();
+namespace scone::HWY_NAMESPACE {
 
 /// Backend on the processor; each family of operations has a file of its own in this folder. Loops
 /// are cut into blocks of fixed size, so that sums do not depend on the number of threads.
+///
+/// The whole class exists once for each instruction set that the program is built for, in a
+/// namespace of its own: Highway's foreach_target.h reads each of these files again for each, and
+/// cpu_backend() chooses at run time. Loops are plain C++, which the compiler vectorises for each
+/// set. Two rules follow: standard headers come before foreach_target.h, and a lambda takes
+/// HWY_ATTR, because it does not inherit what HWY_BEFORE_NAMESPACE sets.
 class CpuBackend final : public Backend {
  public:
   Device device() const override { return Device::cpu; }
@@ -80,4 +94,7 @@ class CpuBackend final : public Backend {
   double sum(const Tensor& x) override;
 };
 
-}  // namespace scone
+}  // namespace scone::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

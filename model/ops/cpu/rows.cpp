@@ -1,9 +1,13 @@
 #include <algorithm>
 #include <cstring>
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "model/ops/cpu/rows.cpp"
+#include "hwy/foreach_target.h"
 #include "model/ops/cpu/cpu_backend.h"
 
-namespace scone {
+HWY_BEFORE_NAMESPACE();
+namespace scone::HWY_NAMESPACE {
 namespace {
 
 /// target[to[i]] = source[from[i]]; a null index is i itself.
@@ -53,4 +57,5 @@ void CpuBackend::scatter_add_rows(const Tensor& source, const Tensor& index, con
   }
 }
 
-}  // namespace scone
+}  // namespace scone::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,9 +1,17 @@
-#pragma once
+// Functions in operations that the compiler vectorises. Compiled for each instruction set.
+#if defined(SCONE_MODEL_OPS_CPU_VECTOR_MATH_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef SCONE_MODEL_OPS_CPU_VECTOR_MATH_H
+#undef SCONE_MODEL_OPS_CPU_VECTOR_MATH_H
+#else
+#define SCONE_MODEL_OPS_CPU_VECTOR_MATH_H
+#endif
 
 #include <bit>
 #include <cstdint>
+#include "hwy/highway.h"
 
-namespace scone {
+HWY_BEFORE_NAMESPACE();
+namespace scone::HWY_NAMESPACE {
 
 /// exp(x) to about 2 ulp, in operations that the compiler vectorises. Below -87.3 the result is
 /// exp(-87.3), about 1e-38; above 88 it is exp(88). NaN stays NaN.
@@ -29,4 +37,7 @@ inline float fast_exp(float x) {
 /// tanh(x) to about 2e-7 absolute.
 inline float fast_tanh(float x) { return 1.0F - 2.0F / (fast_exp(2.0F * x) + 1.0F); }
 
-}  // namespace scone
+}  // namespace scone::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

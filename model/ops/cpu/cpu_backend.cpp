@@ -1,0 +1,91 @@
+#include <cstdlib>
+#include <dnnl.hpp>
+#include <string>
+
+#include "model/ops/cpu/onednn.h"
+#include "parallel/error.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "model/ops/cpu/cpu_backend.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "model/ops/ops.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace scone::HWY_NAMESPACE {
+Backend& own_backend();  // optimizer.cpp
+}  // namespace scone::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace scone {
+namespace {
+
+HWY_EXPORT(own_backend);
+
+#if HWY_ARCH_X86
+
+struct Level {
+  const char* name;
+  std::int64_t above;  // Highway's targets that it rules out
+  dnnl::cpu_isa onednn;
+};
+
+const Level* most_allowed() {
+  static const Level levels[] = {
+      {"sse4", HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL, dnnl::cpu_isa::sse41},
+      {"avx2", HWY_AVX3 | HWY_AVX3_DL, dnnl::cpu_isa::avx2},
+      {"avx512", 0, dnnl::cpu_isa::avx512_core},
+      {"avx512_bf16", 0, dnnl::cpu_isa::avx512_core_bf16},
+  };
+  const char* wanted = std::getenv("SCONE_MAX_ISA");
+  if (wanted == nullptr) return nullptr;
+  for (const Level& level : levels)
+    if (level.name == std::string_view(wanted)) return &level;
+  throw InputError(std::string("SCONE_MAX_ISA is '") + wanted +
+                   "'; expected sse4, avx2, avx512, avx512_bf16, or unset for all that the "
+                   "processor has");
+}
+
+void limit_instruction_sets() {
+  const Level* most = most_allowed();
+  if (most == nullptr) return;
+  hwy::DisableTargets(most->above);
+  // oneDNN takes this before its first kernel alone.
+  if (dnnl::set_max_cpu_isa(most->onednn) != dnnl::status::success)
+    throw std::logic_error("oneDNN was at work before the processor's backend");
+}
+
+#else
+
+void limit_instruction_sets() {}
+
+#endif
+
+Backend& chosen_backend() {
+  limit_instruction_sets();
+  return HWY_DYNAMIC_DISPATCH(own_backend)();
+}
+
+}  // namespace
+
+Backend& cpu_backend() {
+  static Backend& backend = chosen_backend();
+  return backend;
+}
+
+std::string cpu_instruction_set() {
+  cpu_backend();
+#if HWY_ARCH_X86
+  const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
+  if ((usable & HWY_AVX3) == 0) return (usable & HWY_AVX2) == 0 ? "sse4" : "avx2";
+  return has_bf16_products() ? "avx512_bf16" : "avx512";
+#else
+  return hwy::TargetName(HWY_STATIC_TARGET);
+#endif
+}
+
+}  // namespace scone
+
+#endif  // HWY_ONCE
