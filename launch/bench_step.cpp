@@ -12,6 +12,7 @@
 #include "data/size_suffix.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
+#include "model/ops/profiled_backend.h"
 #include "parallel/error.h"
 #include "parallel/process_grid.h"
 #include "trainer/compute_device.h"
@@ -30,18 +31,19 @@ struct NamedShape {
 
 // gpt2-124m, -1.5b: Radford et al. 2019. scone-128m: arXiv 2502.01637, its 128M main model with an
 // f-gram model of 170M parameters, and that main model alone.
-constexpr NamedShape kShapes[] = {{"gpt2-124m", 768, 12, 12, 0, 1024, 50257},
-                                  {"gpt2-1.5b", 1600, 48, 25, 0, 1024, 50257},
-                                  {"main-128m", 1024, 6, 16, 0, 1024, 50257},
-                                  {"scone-128m", 1024, 6, 16, 14, 1024, 50257},
-                                  {"tiny", 64, 2, 4, 0, 64, 512},
-                                  {"tiny-scone", 64, 2, 4, 3, 64, 512}};
+constexpr NamedShape kShapes[] = {
+    {"gpt2-30m", 384, 6, 6, 0, 256, 50257},       {"gpt2-124m", 768, 12, 12, 0, 1024, 50257},
+    {"gpt2-1.5b", 1600, 48, 25, 0, 1024, 50257},  {"main-128m", 1024, 6, 16, 0, 1024, 50257},
+    {"scone-128m", 1024, 6, 16, 14, 1024, 50257}, {"tiny", 64, 2, 4, 0, 64, 512},
+    {"tiny-scone", 64, 2, 4, 3, 64, 512}};
 
 struct Arguments {
   std::vector<std::string> shapes = {"gpt2-124m"};
   std::string device = "cpu", dtype = "fp32";
   std::string batch_tokens = "64Ki", microbatch_tokens = "8Ki";
   std::string recompute = "none";
+  std::int64_t context = 0;
+  bool profile = false;
   double nodes_per_token = 0.44;
   int rounds = 5;
 };
@@ -53,6 +55,13 @@ const NamedShape& shape_named(const std::string& name) {
     names += (names.empty() ? "" : ", ") + std::string(shape.name);
   }
   throw InputError(fmt::format("--shapes: '{}' is not one of {}", name, names));
+}
+
+/// A shape by name, with another context where one is given.
+NamedShape shape_of(const std::string& name, const Arguments& arguments) {
+  NamedShape shape = shape_named(name);
+  if (arguments.context > 0) shape.context = arguments.context;
+  return shape;
 }
 
 ModelConfig config_of(const NamedShape& shape) {
@@ -252,8 +261,6 @@ RunConfig run_of(const Arguments& arguments) {
          Recomputes{{"none", Recompute::none},
                     {"attention", Recompute::attention},
                     {"block", Recompute::block}});
-  if (run.compute.dtype == DType::bf16 && run.compute.device == Device::cpu)
-    throw InputError("--dtype: bf16 needs --device cuda; use fp32");
   run.trainer.batch_tokens = parse_size(arguments.batch_tokens);
   run.trainer.microbatch_tokens = parse_size(arguments.microbatch_tokens);
   return run;
@@ -264,15 +271,15 @@ int run_step(const Arguments& arguments, CommandContext& context) {
     throw InputError("bench step measures one rank; run it without mpirun, or use bench parallel");
   if (arguments.rounds < 1) throw InputError("--rounds: expected at least 1");
   const RunConfig run = run_of(arguments);
-  std::vector<const NamedShape*> shapes;
+  std::vector<NamedShape> shapes;
   for (const std::string& name : arguments.shapes) {
-    shapes.push_back(&shape_named(name));
+    shapes.push_back(shape_of(name, arguments));
     for (const auto& [option, tokens] :
          {std::pair{"--batch-tokens", run.trainer.batch_tokens},
           std::pair{"--microbatch-tokens", run.trainer.microbatch_tokens}}) {
-      if (tokens <= 0 || tokens % shapes.back()->context != 0)
+      if (tokens <= 0 || tokens % shapes.back().context != 0)
         throw InputError(fmt::format("{}: {} is no multiple of {}'s sequence length {}", option,
-                                     tokens, name, shapes.back()->context));
+                                     tokens, name, shapes.back().context));
     }
   }
   const ComputeDevice device = open_compute_device(run, context.world);
@@ -282,24 +289,30 @@ int run_step(const Arguments& arguments, CommandContext& context) {
   fmt::print("{:<12} {:>10} {:>9} {:>10} {:>11} {:>7} {:>9} {:>12} {:>8}\n", "shape", "parameters",
              "tokens", "step, ms", "tokens/s", "peak", "GB", "f-gram rows/s", "loss");
   nlohmann::json rows = nlohmann::json::array();
-  for (const NamedShape* shape : shapes) {
-    StepBench bench(*shape, run, device.backend, *device.world, arguments.nodes_per_token);
+  for (const NamedShape& shape : shapes) {
+    OperationProfile profile;
+    ProfiledBackend profiled(device.backend, profile);
+    StepBench bench(shape, run, arguments.profile ? profiled : device.backend, *device.world,
+                    arguments.nodes_per_token);
     std::vector<double> seconds, rates;
     double loss = bench.step().second;  // warms up
     bench.step();
+    profile.restart();
     for (int round = 0; round < arguments.rounds; ++round) {
       const auto [step_seconds, step_loss] = bench.step();
       seconds.push_back(step_seconds);
       loss = step_loss;
       rates.push_back(bench.rows_per_second());
     }
+    const std::string operations = profile.table(peak);
     const double step = median(seconds), rate = median(rates);
     const auto tokens = static_cast<double>(run.trainer.batch_tokens);
     const double share = bench.step_flops() / step / peak;
     fmt::print("{:<12} {:>9.1f}M {:>9} {:>10.1f} {:>11.0f} {:>6.1f}% {:>9.2f} {:>12.0f} {:>8.4f}\n",
-               shape->name, bench.parameters() / 1e6, run.trainer.batch_tokens, step * 1e3,
+               shape.name, bench.parameters() / 1e6, run.trainer.batch_tokens, step * 1e3,
                tokens / step, 100 * share, bench.bytes() / 1e9, rate, loss);
-    rows.push_back({{"shape", shape->name},
+    if (arguments.profile) fmt::print("{}", operations);
+    rows.push_back({{"shape", shape.name},
                     {"parameters", bench.parameters()},
                     {"step_seconds", seconds},
                     {"tokens_per_second", tokens / step},
@@ -341,6 +354,9 @@ void add_bench_step(CLI::App& bench, Action& action) {
       ->add_option("--nodes-per-token", arguments->nodes_per_token,
                    "Distinct f-gram prefixes in a batch over its tokens, with an f-gram model")
       ->capture_default_str();
+  command->add_option("--context", arguments->context, "Sequence length in place of the shape's");
+  command->add_flag("--profile", arguments->profile,
+                    "Time each operation, waiting for each, and print a table");
   command->add_option("--rounds", arguments->rounds, "Steps after two that warm up")
       ->capture_default_str();
   command->callback([arguments, &action] {

@@ -19,15 +19,18 @@
 #include "launch/run_lock.h"
 #include "launch/session.h"
 #include "model/ops/ops.h"
+#include "model/ops/profiled_backend.h"
 #include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
 #include "trainer/compute_device.h"
+#include "trainer/matrix_peak.h"
 #include "trainer/trainer.h"
 
 namespace scone {
 namespace {
 
+constexpr int kUnprofiledSteps = 2;  // in which memory is touched and kernels are made
 constexpr int exit_requeue = 75;  // stopped by a signal or its time limit, with a checkpoint saved
 
 struct Arguments {
@@ -35,6 +38,7 @@ struct Arguments {
   std::vector<std::string> overrides;
   bool print_config = false;
   bool allow_changed_data = false;
+  bool profile = false;
   std::string fault;  // KIND:RANK:STEP
 };
 
@@ -115,6 +119,18 @@ void describe_run(const RunConfig& config) {
   if (error) cannot_write_file(yaml);
 }
 
+/// Where this rank's time went: a trace beside the run's other files, and rank 0's table.
+void report(const OperationProfile& profile, const RunConfig& config, const ComputeDevice& device,
+            const Communicator& world) {
+  const auto file =
+      std::filesystem::path(config.run.folder) / fmt::format("profile-rank{}.json", world.rank());
+  profile.write_trace(file, world.rank());
+  if (world.rank() != 0) return;
+  const double peak = measure_matrix_peak(device.backend, config.compute.dtype);
+  spdlog::info("profile of rank 0 after {} steps; trace: {}\n{}", kUnprofiledSteps, file.string(),
+               profile.table(peak));
+}
+
 int run_train(const Arguments& arguments, CommandContext& context) {
   Communicator& world = context.world;
   RunConfig config = load_run_config(arguments.file, arguments.overrides, world.size());
@@ -133,9 +149,14 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   });
   std::function<void(std::int64_t)> fault;
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
+  OperationProfile profile;
+  ProfiledBackend profiled(device.backend, profile);
   // May refuse, and then leaves the folder's files as they were.
-  Trainer trainer(config, device.backend, *device.world);
-  trainer.call_in_step(fault);
+  Trainer trainer(config, arguments.profile ? profiled : device.backend, *device.world);
+  trainer.call_in_step([&, steps = 0](std::int64_t step) mutable {
+    if (fault) fault(step);
+    if (++steps == kUnprofiledSteps) profile.restart();
+  });
   // Not before: one rank verifies the checkpoint's files while the others wait, however long.
   std::optional<Watchdog> watchdog;
   if (config.parallel.timeout > 0)
@@ -155,6 +176,7 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   if (result.validation_loss) json["validation_loss"] = *result.validation_loss;
   spdlog::info("done: step {}, {} tokens, {}", result.step, result.tokens,
                format_duration(result.seconds));
+  if (arguments.profile) report(profile, config, device, world);
   context.print_result(json);
   return result.stopped_early ? exit_requeue : 0;
 }
@@ -174,6 +196,9 @@ void add_train(CLI::App& app, Action& action) {
   command->add_flag("--allow-changed-data", arguments->allow_changed_data,
                     "Train although shards are missing, changed or new since they were listed, or "
                     "since the checkpoint: each is named in a warning");
+  command->add_flag("--profile", arguments->profile,
+                    "Time each operation: a table at the end, and a trace for chrome://tracing of "
+                    "each rank in run.folder. Operations are waited for one by one");
   command->add_option(
       "--inject-fault", arguments->fault,
       "KIND:RANK:STEP: that rank fails in that step, to see how a cluster takes it; "

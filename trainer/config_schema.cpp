@@ -311,7 +311,7 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(parallel.fgram.sequence_parallel, "what lies between layers is cut by nodes over tp");
 
   SCONE_KEY(compute.device, "cpu, cuda");
-  SCONE_KEY(compute.dtype, "fp32, or with device cuda bf16 (with fp32 values in the optimizer)");
+  SCONE_KEY(compute.dtype, "fp32, or bf16 (weights and activations; fp32 values in the optimizer)");
   SCONE_KEY(compute.threads, "of each rank; 0: the node's cores over the ranks on it");
   SCONE_KEY(compute.recompute,
             "none, attention, block: what the main model's backward computes again");

@@ -173,7 +173,6 @@ void check_compute(const ConfigReader& reader) {
   const bool nccl = config.parallel.communicator == Transport::nccl;
   refuse(cuda && !built_with_cuda(), "compute.device",
          "this build has no CUDA; use cpu, or build with -DSCONE_CUDA=ON where nvcc is");
-  refuse(bf16 && !cuda, "compute.dtype", "bf16 needs compute.device cuda; use fp32");
   refuse(nccl && !cuda, "parallel.communicator", "nccl needs compute.device cuda; use mpi");
   refuse(nccl && !built_with_nccl(), "parallel.communicator",
          "this build has no NCCL; use mpi, or build where nccl.h is");

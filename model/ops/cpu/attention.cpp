@@ -53,7 +53,8 @@ void round_to(const float* from, std::int64_t rows, std::int64_t width, T* to,
               std::int64_t stride) {
   for (std::int64_t i = 0; i < rows; ++i) {
 #pragma omp simd
-    for (std::int64_t e = 0; e < width; ++e) to[i * stride + e] = from_float<T>(from[i * width + e]);
+    for (std::int64_t e = 0; e < width; ++e)
+      to[i * stride + e] = from_float<T>(from[i * width + e]);
   }
 }
 
@@ -324,17 +325,17 @@ void attend_cached(const Tensor& qkv, const Tensor& keys_values, std::int64_t pa
       float* sums = scores + kQueryTile * keys;
       if (m < kGemmFrom) {
         for (std::int64_t i = 0; i < m; ++i)
-          attend_one<T>({first_query + i * 3 * width, first_key, 2 * width, head_width,
-                         past + begin + i + 1},
-                        scale, scores, sums, o + i * width);
+          attend_one<T>(
+              {first_query + i * 3 * width, first_key, 2 * width, head_width, past + begin + i + 1},
+              scale, scores, sums, o + i * width);
         continue;
       }
       float* query_room = sums + kQueryTile * head_width;
       float* key_room = query_room + kQueryTile * head_width;
       const Floats q = floats_of(first_query, 3 * width, m, head_width, query_room);
       const Floats k = floats_of(first_key, 2 * width, keys, head_width, key_room);
-      const Floats v = floats_of(first_key + width, 2 * width, keys, head_width,
-                                 key_room + keys * head_width);
+      const Floats v =
+          floats_of(first_key + width, 2 * width, keys, head_width, key_room + keys * head_width);
       gemm(false, true, m, keys, head_width, scale, q.data, q.stride, k.data, k.stride, 0.0F,
            scores, keys);
       for (std::int64_t i = begin; i < end; ++i)
@@ -376,8 +377,9 @@ void CpuBackend::causal_attention_backward(const CausalShape& shape, const Tenso
                                            const Tensor& attention_start, const Tensor& out,
                                            const Tensor& log_sum_exp, const Tensor& d_out,
                                            const Tensor& d_qkv) {
-  (is_bf16(qkv) ? attend_backward_of<Bf16> : attend_backward_of<float>)(
-      shape, qkv, attention_start, out, log_sum_exp, d_out, d_qkv);
+  (is_bf16(qkv) ? attend_backward_of<Bf16> : attend_backward_of<float>)(shape, qkv, attention_start,
+                                                                        out, log_sum_exp, d_out,
+                                                                        d_qkv);
 }
 
 void CpuBackend::cached_attention(const Tensor& qkv, const Tensor& keys_values, std::int64_t past,

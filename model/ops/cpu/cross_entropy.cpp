@@ -108,8 +108,7 @@ void part_statistics(const T* logits, std::int64_t classes, const std::int32_t* 
     const std::int64_t own = targets[i] - first_class;
     statistics[3 * i] = largest;
     statistics[3 * i + 1] = sum_of_exponentials(row, used, largest);
-    statistics[3 * i + 2] =
-        targets[i] >= 0 && own >= 0 && own < used ? to_float(row[own]) : 0.0F;
+    statistics[3 * i + 2] = targets[i] >= 0 && own >= 0 && own < used ? to_float(row[own]) : 0.0F;
   }
 }
 
@@ -171,8 +170,9 @@ void cross_entropy_of(const Tensor& logits, const Tensor& targets, std::int64_t 
 void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t used,
                                const Tensor& losses, bool with_gradient, float gradient_scale,
                                std::int64_t rows) {
-  (is_bf16(logits) ? cross_entropy_of<Bf16> : cross_entropy_of<float>)(
-      logits, targets, used, losses, with_gradient, gradient_scale, rows);
+  (is_bf16(logits) ? cross_entropy_of<Bf16> : cross_entropy_of<float>)(logits, targets, used,
+                                                                       losses, with_gradient,
+                                                                       gradient_scale, rows);
 }
 
 void CpuBackend::cross_entropy_part(const Tensor& logits, const Tensor& targets,

@@ -20,7 +20,8 @@ void set_to(T* to, const From* from, std::int64_t width) {
 template <class T, class From>
 void add_to(T* to, const From* from, std::int64_t width) {
 #pragma omp simd
-  for (std::int64_t j = 0; j < width; ++j) to[j] = from_float<T>(to_float(to[j]) + to_float(from[j]));
+  for (std::int64_t j = 0; j < width; ++j)
+    to[j] = from_float<T>(to_float(to[j]) + to_float(from[j]));
 }
 
 template <class T>
@@ -94,8 +95,9 @@ void CpuBackend::embed(const EmbeddingInput& input, const Tensor& token_embeddin
 void CpuBackend::embed_backward(const EmbeddingInput& input, const Tensor& d_out,
                                 const Tensor& d_token_embedding, const Tensor& d_position_embedding,
                                 const Tensor& d_rows, std::int64_t count) {
-  (is_bf16(d_out) ? embed_backward_of<Bf16> : embed_backward_of<float>)(
-      input, d_out, d_token_embedding, d_position_embedding, d_rows, count);
+  (is_bf16(d_out) ? embed_backward_of<Bf16>
+                  : embed_backward_of<float>)(input, d_out, d_token_embedding, d_position_embedding,
+                                              d_rows, count);
 }
 
 }  // namespace scone::HWY_NAMESPACE

@@ -6,8 +6,8 @@
 #define SCONE_MODEL_OPS_CPU_GELU_H
 #endif
 
-#include "model/ops/cpu/vector_math.h"
 #include "hwy/highway.h"
+#include "model/ops/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scone::HWY_NAMESPACE {

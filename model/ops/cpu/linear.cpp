@@ -183,8 +183,7 @@ void CpuBackend::linear_gelu(const Tensor& x, const Tensor& weight, const Tensor
   const std::int64_t out = weight.dim(0);
   if (is_bf16(x))
     forward_product<Bf16>(
-        x, weight, rows,
-        StoreGelu<Bf16>{pre.data<Bf16>(), y.data<Bf16>(), bias.data<Bf16>(), out});
+        x, weight, rows, StoreGelu<Bf16>{pre.data<Bf16>(), y.data<Bf16>(), bias.data<Bf16>(), out});
   else
     forward_product<float>(
         x, weight, rows,

@@ -11,11 +11,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/highway.h"
 #include "model/ops/cpu/element.h"
 #include "model/ops/cpu/onednn.h"
 #include "model/ops/cpu/packing.h"
 #include "model/ops/cpu/scratch.h"
-#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scone::HWY_NAMESPACE {
@@ -41,10 +41,10 @@ inline std::int64_t blocks_of(std::int64_t extent, std::int64_t block) {
 
 constexpr std::int64_t kTileRows = 128;
 
-/// A B, in tiles of fixed places, so that results do not depend on the number of threads. A: [m, k];
-/// B: [k, n]. store(ProductTile) takes each tile from the thread that made it, while it is in cache.
-/// Products are summed in fp32. inner_varies: k is a number of rows, which changes from call to
-/// call, and not a width of the model.
+/// A B, in tiles of fixed places, so that results do not depend on the number of threads. A: [m,
+/// k]; B: [k, n]. store(ProductTile) takes each tile from the thread that made it, while it is in
+/// cache. Products are summed in fp32. inner_varies: k is a number of rows, which changes from call
+/// to call, and not a width of the model.
 template <class Store>
 void matrix_product(const Factor<float>& a, const Factor<float>& b, std::int64_t m, std::int64_t n,
                     std::int64_t k, bool /*inner_varies*/, const Store& store) {
@@ -67,139 +67,145 @@ void matrix_product(const Factor<float>& a, const Factor<float>& b, std::int64_t
   }
 }
 
-/// How far a sum over k goes in one oneDNN product from `done`. Lengths come from a small set where
-/// k varies, because each has a kernel of its own.
-inline std::int64_t inner_part(std::int64_t k, std::int64_t done, bool varies) {
-  constexpr std::int64_t kMost = 2048;
-  const std::int64_t left = k - done;
-  if (left >= kMost) return kMost;
-  if (!varies) return left;
-  return left < kPackedRows ? left
-                            : static_cast<std::int64_t>(
-                                  std::bit_floor(static_cast<std::uint64_t>(left)));
-}
-
 inline std::int64_t padded(std::int64_t extent, std::int64_t multiple) {
   return blocks_of(extent, multiple) * multiple;
 }
 
-/// The bf16 product of packed operands. B is packed, and A where it is transposed, by parts that
-/// stay in cache together.
+/// The bf16 product by oneDNN's kernels for packed operands (Goto and van de Geijn's three loops
+/// around them): parts of both are packed in turn, stay in cache, and all threads work on them.
 template <class Store>
 class PackedProductLoop {
  public:
   PackedProductLoop(const Factor<Bf16>& a, const Factor<Bf16>& b, std::int64_t m, std::int64_t n,
                     std::int64_t k, bool inner_varies, const Store& store)
-      : a_(a), b_(b), m_(m), n_(n), k_(k), varies_(inner_varies), store_(store) {
-    padded_k_ = padded(k, kPackedRows);
-    const std::int64_t fitting = kPackedBytes / (2 * padded_k_);
-    part_columns_ = std::min(padded(n, kTileColumns),
-                             std::max(kTileColumns, fitting / kTileColumns * kTileColumns));
-    part_rows_ = a.transposed ? std::min(padded(m, kTileRows),
-                                         std::max(kTileRows, fitting / kTileRows * kTileRows))
-                              : m;
-  }
+      : a_(a), b_(b), m_(m), n_(n), k_(k), varies_(inner_varies), store_(store) {}
 
   void run() {
-    static thread_local Scratch scratch_a, scratch_b;
-    packed_b_ = scratch_b.get<Bf16>(part_columns_ * padded_k_);
-    packed_a_ = a_.transposed ? scratch_a.get<Bf16>(part_rows_ * padded_k_) : nullptr;
+    static thread_local Scratch scratch_a, scratch_b, scratch_sums;
+    const std::int64_t most_rows = std::min(padded(m_, kTileRows), kPartRows);
+    const std::int64_t most_columns = std::min(padded(n_, kTileColumns), kPartColumns);
+    const std::int64_t longest = inner_part(0);
+    const bool has_parts = longest < k_;
+    packs_a_ = a_.transposed || a_.stride != k_ || has_parts;
+    packed_b_ = scratch_b.get<Bf16>(most_columns * padded(longest, kPackedRows));
+    if (packs_a_) packed_a_ = scratch_a.get<Bf16>(most_rows * longest);
+    if (has_parts) sums_ = scratch_sums.get<float>(most_rows * most_columns);
 #pragma omp parallel
-    for (std::int64_t column = 0; column < n_; column += part_columns_) {
-      const std::int64_t columns = std::min(part_columns_, n_ - column);
-      const std::int64_t column_blocks = blocks_of(columns, kPackedColumns);
-#pragma omp for schedule(static)
-      for (std::int64_t block = 0; block < column_blocks; ++block)
-        pack_columns(column, block * kPackedColumns, columns);
-      for (std::int64_t row = 0; row < m_; row += part_rows_) {
-        const std::int64_t rows = std::min(part_rows_, m_ - row);
-        if (a_.transposed) {
-          constexpr std::int64_t kRows = 32;  // a line of cache
-#pragma omp for schedule(static)
-          for (std::int64_t block = 0; block < blocks_of(rows, kRows); ++block)
-            transpose_rows(a_.data + row + block * kRows, a_.stride,
-                           std::min(kRows, rows - block * kRows), k_,
-                           packed_a_ + block * kRows * padded_k_, padded_k_);
+    for (std::int64_t column = 0; column < n_; column += kPartColumns) {
+      for (std::int64_t row = 0; row < m_; row += kPartRows) {
+        for (std::int64_t done = 0; done < k_;) {
+          const Part part{row,    std::min(kPartRows, m_ - row),
+                          column, std::min(kPartColumns, n_ - column),
+                          done,   inner_part(done)};
+          multiply(part, has_parts || row == 0);
+          done += part.inner;
         }
-        const std::int64_t row_tiles = blocks_of(rows, kTileRows);
-        const std::int64_t column_tiles = blocks_of(columns, kTileColumns);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (std::int64_t column_tile = 0; column_tile < column_tiles; ++column_tile)
-          for (std::int64_t row_tile = 0; row_tile < row_tiles; ++row_tile)
-            tile(row, row_tile * kTileRows, rows, column, column_tile * kTileColumns, columns);
       }
     }
   }
 
  private:
   static constexpr std::int64_t kTileColumns = 384;
-  static constexpr std::int64_t kPackedBytes = std::int64_t{4} << 20;
+  static constexpr std::int64_t kPartColumns = 4 * kTileColumns;
+  static constexpr std::int64_t kPartRows = 16 * kTileRows;
 
-  /// Where the packed part of B for the tile at `tile_column` begins; its parts over k follow one
-  /// another.
-  Bf16* packed_tile(std::int64_t tile_column) const { return packed_b_ + tile_column * padded_k_; }
+  /// Rows of A, columns of B, and inner indices from `begin`, that are multiplied together.
+  struct Part {
+    std::int64_t row, rows, column, columns, begin, inner;
+  };
 
-  void pack_columns(std::int64_t part_column, std::int64_t at, std::int64_t columns) const {
-    const std::int64_t tile_column = at / kTileColumns * kTileColumns;
-    const std::int64_t tile_width =
-        padded(std::min(kTileColumns, columns - tile_column), kPackedColumns);
-    const std::int64_t width = std::min(kPackedColumns, columns - at);
-    for (std::int64_t done = 0; done < k_;) {
-      const std::int64_t part = inner_part(k_, done, varies_);
-      const std::int64_t padded_part = padded(part, kPackedRows);
-      Bf16* to = packed_tile(tile_column) + done * tile_width + (at - tile_column) * padded_part;
-      for (std::int64_t row = 0; row < part; row += kPackedRows) {
-        const std::int64_t rows = std::min(kPackedRows, part - row);
-        if (b_.transposed)
-          pack_transposed_block(b_.data + (part_column + at) * b_.stride + done + row, b_.stride,
-                                rows, width, to);
-        else
-          pack_block(b_.data + (done + row) * b_.stride + part_column + at, b_.stride, rows, width,
-                     to);
-        to += kPackedRows * kPackedColumns;
-      }
-      done += part;
+  /// How far a sum over k goes in one oneDNN product from `done`. Lengths come from a small set
+  /// where k varies, because each has a kernel of its own.
+  std::int64_t inner_part(std::int64_t done) const {
+    const std::int64_t left = k_ - done, most = varies_ ? 2048 : 4096;
+    if (left >= most) return most;
+    if (!varies_ || left < kPackedRows) return left;
+    return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(left)));
+  }
+
+  /// By all threads of a parallel region together.
+  void multiply(const Part& part, bool packs_b) const {
+    if (packs_b) {
+#pragma omp for schedule(static)
+      for (std::int64_t block = 0; block < blocks_of(part.columns, kPackedColumns); ++block)
+        pack_columns(part, block * kPackedColumns);
+    }
+    if (packs_a_) {
+      constexpr std::int64_t kRows = 32;  // a line of cache
+#pragma omp for schedule(static)
+      for (std::int64_t block = 0; block < blocks_of(part.rows, kRows); ++block)
+        pack_rows(part, block * kRows, std::min(kRows, part.rows - block * kRows));
+    }
+    const std::int64_t row_tiles = blocks_of(part.rows, kTileRows);
+    const std::int64_t column_tiles = blocks_of(part.columns, kTileColumns);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (std::int64_t column_tile = 0; column_tile < column_tiles; ++column_tile)
+      for (std::int64_t row_tile = 0; row_tile < row_tiles; ++row_tile)
+        tile(part, row_tile * kTileRows, column_tile * kTileColumns);
+  }
+
+  /// The packed columns of a part's tile.
+  Bf16* packed_tile(const Part& part, std::int64_t tile_column) const {
+    return packed_b_ + tile_column * padded(part.inner, kPackedRows);
+  }
+
+  void pack_columns(const Part& part, std::int64_t at) const {
+    const std::int64_t width = std::min(kPackedColumns, part.columns - at);
+    Bf16* to = packed_tile(part, at);
+    for (std::int64_t row = 0; row < part.inner; row += kPackedRows) {
+      const std::int64_t rows = std::min(kPackedRows, part.inner - row);
+      const std::int64_t from_row = part.begin + row, from_column = part.column + at;
+      if (b_.transposed)
+        pack_transposed_block(b_.data + from_column * b_.stride + from_row, b_.stride, rows, width,
+                              to);
+      else
+        pack_block(b_.data + from_row * b_.stride + from_column, b_.stride, rows, width, to);
+      to += kPackedRows * kPackedColumns;
     }
   }
 
-  void tile(std::int64_t part_row, std::int64_t row, std::int64_t rows, std::int64_t part_column,
-            std::int64_t column, std::int64_t columns) const {
+  void pack_rows(const Part& part, std::int64_t at, std::int64_t rows) const {
+    Bf16* to = packed_a_ + at * part.inner;
+    if (a_.transposed) {
+      transpose_rows(a_.data + part.begin * a_.stride + part.row + at, a_.stride, rows, part.inner,
+                     to, part.inner);
+      return;
+    }
+    for (std::int64_t i = 0; i < rows; ++i)
+      std::memcpy(to + i * part.inner, a_.data + (part.row + at + i) * a_.stride + part.begin,
+                  static_cast<std::size_t>(part.inner) * sizeof(Bf16));
+  }
+
+  void tile(const Part& part, std::int64_t row, std::int64_t column) const {
     static thread_local Scratch tile_scratch, rows_scratch;
-    const std::int64_t width = std::min(kTileColumns, columns - column);
+    const std::int64_t width = std::min(kTileColumns, part.columns - column);
     const std::int64_t tile_width = padded(width, kPackedColumns);
-    const std::int64_t height = std::min(kTileRows, rows - row);
+    const std::int64_t height = std::min(kTileRows, part.rows - row);
     // Heights come from a small set, as lengths do.
     const auto tile_height = static_cast<std::int64_t>(
         std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(height, 16))));
-    const Bf16* from = a_.transposed ? packed_a_ + row * padded_k_
-                                     : a_.data + (part_row + row) * a_.stride;
-    std::int64_t stride = a_.transposed ? padded_k_ : a_.stride;
-    if (height < tile_height && !a_.transposed) {
-      Bf16* copy = rows_scratch.get<Bf16>(tile_height * padded_k_);
-      for (std::int64_t i = 0; i < height; ++i)
-        std::memcpy(copy + i * padded_k_, from + i * stride, static_cast<std::size_t>(k_) * 2);
-      std::memset(copy + height * padded_k_, 0,
-                  static_cast<std::size_t>((tile_height - height) * padded_k_) * 2);
+    const Bf16* from = packs_a_ ? packed_a_ + row * part.inner : a_.data + (part.row + row) * k_;
+    if (height < tile_height && !packs_a_) {  // rows that are not there must not be read
+      Bf16* copy = rows_scratch.get<Bf16>(tile_height * k_);
+      std::memcpy(copy, from, static_cast<std::size_t>(height * k_) * sizeof(Bf16));
       from = copy;
-      stride = padded_k_;
     }
-    float* values = tile_scratch.get<float>(kTileRows * kTileColumns);
-    for (std::int64_t done = 0; done < k_;) {
-      const std::int64_t part = inner_part(k_, done, varies_);
-      packed_product(from + done, stride, packed_tile(column) + done * tile_width, values,
-                     tile_height, tile_width, part, done > 0);
-      done += part;
-    }
-    store_(ProductTile{part_row + row, part_column + column, height, width, values, tile_width});
+    float* values = sums_ == nullptr
+                        ? tile_scratch.get<float>(kTileRows * kTileColumns)
+                        : sums_ + column * padded(part.rows, kTileRows) + row * tile_width;
+    packed_product(from, packed_tile(part, column), values, tile_height, tile_width, part.inner,
+                   part.begin > 0);
+    if (part.begin + part.inner == k_)
+      store_(ProductTile{part.row + row, part.column + column, height, width, values, tile_width});
   }
 
   Factor<Bf16> a_, b_;
   std::int64_t m_, n_, k_;
-  bool varies_;
+  bool varies_, packs_a_ = false;
   const Store& store_;
-  std::int64_t padded_k_, part_columns_, part_rows_;
-  Bf16* packed_a_ = nullptr;
+  Bf16* packed_a_ = nullptr;  // [rows, inner] of a part
   Bf16* packed_b_ = nullptr;
+  float* sums_ = nullptr;  // tiles of a part, where its product has parts over k
 };
 
 /// The stored elements of a factor of `rows` stored rows, as floats.

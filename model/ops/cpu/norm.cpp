@@ -95,8 +95,8 @@ void norm_backward_of(NormKind kind, const Tensor& d_y, const Tensor& x, const T
       if (!accumulate) {
 #pragma omp simd
         for (std::int64_t j = 0; j < width; ++j)
-          dx[j] = from_float<T>(r * (to_float(dy[j]) * to_float(g[j]) - sum -
-                                     (to_float(row[j]) - mean) * r * dot));
+          dx[j] = from_float<T>(
+              r * (to_float(dy[j]) * to_float(g[j]) - sum - (to_float(row[j]) - mean) * r * dot));
       } else {
 #pragma omp simd
         for (std::int64_t j = 0; j < width; ++j)
@@ -125,8 +125,9 @@ void CpuBackend::norm_backward(NormKind kind, const Tensor& d_y, const Tensor& x
                                const Tensor& gain, const Tensor& statistics, const Tensor& d_x,
                                bool accumulate, const Tensor& d_gain, const Tensor& d_bias,
                                std::int64_t rows) {
-  (is_bf16(x) ? norm_backward_of<Bf16> : norm_backward_of<float>)(
-      kind, d_y, x, gain, statistics, d_x, accumulate, d_gain, d_bias, rows);
+  (is_bf16(x) ? norm_backward_of<Bf16> : norm_backward_of<float>)(kind, d_y, x, gain, statistics,
+                                                                  d_x, accumulate, d_gain, d_bias,
+                                                                  rows);
 }
 
 }  // namespace scone::HWY_NAMESPACE

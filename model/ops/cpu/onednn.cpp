@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 
 #include "model/ops/cpu/scratch.h"
@@ -15,7 +16,7 @@ namespace scone {
 namespace {
 
 struct ProductKey {
-  std::int64_t m, n, k, lda;
+  std::int64_t m, n, k;
   bool accumulate;
   bool operator==(const ProductKey&) const = default;
 };
@@ -23,7 +24,7 @@ struct ProductKey {
 struct HashOfKey {
   std::size_t operator()(const ProductKey& key) const {
     std::size_t hash = key.accumulate ? 1 : 0;
-    for (const std::int64_t value : {key.m, key.n, key.k, key.lda})
+    for (const std::int64_t value : {key.m, key.n, key.k})
       hash = (hash ^ std::hash<std::int64_t>{}(value)) * 0x9E3779B97F4A7C15U;
     return hash;
   }
@@ -40,9 +41,9 @@ class PackedProduct {
   explicit PackedProduct(const ProductKey& key) {
     using dnnl::memory;
     const auto type = memory::data_type::bf16;
-    const memory::desc a({key.m, key.k}, type, memory::dims{key.lda, 1});
+    const memory::desc a({key.m, key.k}, type, memory::format_tag::ab);
     const memory::desc b({key.k, key.n}, type, memory::format_tag::BA16a64b2a);
-    const memory::desc c({key.m, key.n}, memory::data_type::f32, memory::dims{key.n, 1});
+    const memory::desc c({key.m, key.n}, memory::data_type::f32, memory::format_tag::ab);
     dnnl::primitive_attr attributes;
     // oneDNN's own scratch memory would be shared by threads.
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -53,6 +54,13 @@ class PackedProduct {
     }
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes,
                                                    engine());
+    // Anything else would be oneDNN's reference, a thousand times slower.
+    const std::string kernel = description.impl_info_str();
+    if (kernel.find("brg") == std::string::npos)
+      throw std::runtime_error(fmt::format(
+          "oneDNN has no packed bf16 product [{}, {}] x [{}, {}] on this processor but {}; set "
+          "SCONE_MAX_ISA=avx512, or use compute.dtype=fp32",
+          key.m, key.k, key.k, key.n, kernel));
     product_ = dnnl::matmul(description);
     scratch_bytes_ = description.scratchpad_desc().get_size();
     a_ = memory(a, engine(), DNNL_MEMORY_NONE);
@@ -118,11 +126,11 @@ bool has_bf16_products() {
   return has;
 }
 
-void packed_product(const Bf16* a, std::int64_t lda, const Bf16* b, float* c, std::int64_t m,
-                    std::int64_t n, std::int64_t k, bool accumulate) {
+void packed_product(const Bf16* a, const Bf16* b, float* c, std::int64_t m, std::int64_t n,
+                    std::int64_t k, bool accumulate) {
   static thread_local Products products;
   static thread_local Scratch scratch;
-  const ProductKey key{m, n, k, lda, accumulate};
+  const ProductKey key{m, n, k, accumulate};
   PackedProduct& product = products.made.try_emplace(key, key).first->second;
   product.run(a, b, c, scratch.get<std::byte>(static_cast<std::int64_t>(product.scratch_bytes())),
               products.stream.get());

@@ -23,10 +23,9 @@ bool has_bf16_products();
 constexpr std::int64_t kPackedRows = 32;
 constexpr std::int64_t kPackedColumns = 64;
 
-/// C (+)= A B. a: [m, k], rows lda apart; b: packed; c: dense [m, n]. n: a multiple of
-/// kPackedColumns. For each (m, n, k, lda, accumulate) a thread makes and keeps a kernel: callers
-/// keep them few.
-void packed_product(const Bf16* a, std::int64_t lda, const Bf16* b, float* c, std::int64_t m,
-                    std::int64_t n, std::int64_t k, bool accumulate);
+/// C (+)= A B. a: [m, k]; b: packed; c: [m, n]; n: a multiple of kPackedColumns. For each (m, n, k,
+/// accumulate) a thread makes and keeps a kernel: callers keep them few.
+void packed_product(const Bf16* a, const Bf16* b, float* c, std::int64_t m, std::int64_t n,
+                    std::int64_t k, bool accumulate);
 
 }  // namespace scone

@@ -145,8 +145,7 @@ Backend& own_backend() {
 }
 
 void CpuBackend::upload(std::span<const std::int32_t> source, const Tensor& target) {
-  if (!source.empty())
-    std::memcpy(target.data<std::int32_t>(), source.data(), source.size_bytes());
+  if (!source.empty()) std::memcpy(target.data<std::int32_t>(), source.data(), source.size_bytes());
 }
 
 void CpuBackend::upload(std::span<const float> source, const Tensor& target) {

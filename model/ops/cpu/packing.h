@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/highway.h"
 #include "model/ops/cpu/onednn.h"
 #include "parallel/bf16.h"
-#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scone::HWY_NAMESPACE {
@@ -109,8 +109,7 @@ inline void pack_transposed_block(const Bf16* from, std::int64_t stride, std::in
           row < rows && j < columns ? from[j * stride + row] : Bf16{};
 }
 
-/// to: [rows, to_stride] = the transpose of from: [columns, rows], from_stride; zero from `columns`
-/// to to_stride.
+/// to: [rows, columns] = the transpose of from: [columns, rows].
 inline void transpose_rows(const Bf16* from, std::int64_t from_stride, std::int64_t rows,
                            std::int64_t columns, Bf16* to, std::int64_t to_stride) {
   const std::int64_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
@@ -120,7 +119,6 @@ inline void transpose_rows(const Bf16* from, std::int64_t from_stride, std::int6
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j)
       to[i * to_stride + j] = from[j * from_stride + i];
-    std::fill(to + i * to_stride + columns, to + (i + 1) * to_stride, Bf16{});
   }
 }
 

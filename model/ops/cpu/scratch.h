@@ -16,7 +16,7 @@ class Scratch {
     const auto bytes = static_cast<std::size_t>(elements) * sizeof(T);
     if (bytes > bytes_) {
       storage_.reset();
-      storage_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment})));
+      storage_.reset(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment})));
       bytes_ = bytes;
     }
     return reinterpret_cast<T*>(storage_.get());
@@ -26,7 +26,7 @@ class Scratch {
   static constexpr std::size_t kAlignment = 64;
   struct Free {
     void operator()(std::byte* memory) const {
-      ::operator delete(memory, std::align_val_t{kAlignment});
+      ::operator delete (memory, std::align_val_t{kAlignment});
     }
   };
   std::unique_ptr<std::byte, Free> storage_;

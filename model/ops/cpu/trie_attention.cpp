@@ -100,8 +100,7 @@ class BackwardPass {
     const std::int64_t width = shape_.heads * shape_.head_width;
     float* waiting = scratch.get<float>((2 * kMaxTrieDepth + 1) * width);
     std::fill_n(waiting, 2 * kMaxTrieDepth * width, 0.0F);
-    for (std::int64_t i = end; i-- > begin;)
-      node(i, waiting, waiting + 2 * kMaxTrieDepth * width);
+    for (std::int64_t i = end; i-- > begin;) node(i, waiting, waiting + 2 * kMaxTrieDepth * width);
   }
 
  private:

@@ -8,6 +8,7 @@
 
 #include <bit>
 #include <cstdint>
+
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
