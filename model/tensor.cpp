@@ -1,6 +1,7 @@
 #include "model/tensor.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -24,6 +25,7 @@ std::string join(const Shape& shape) {
 }
 
 constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
 constexpr std::size_t kTouchBlock = std::size_t{1} << 20;  // bytes zeroed by one thread at a time
 
 std::int64_t product(const Shape& shape) {
@@ -37,10 +39,14 @@ std::int64_t product(const Shape& shape) {
 }
 
 std::shared_ptr<void> allocate_zeroed(std::size_t bytes) {
-  const std::size_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, padded);
+  // Huge pages where they are filled: first touched 512 times less often, and found by fewer entries
+  // of the processor's page table cache.
+  const std::size_t alignment = bytes < 4 * kHugePage ? kAlignment : kHugePage;
+  const std::size_t padded = (bytes + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, padded);
   if (memory == nullptr) throw std::bad_alloc();
   std::shared_ptr<void> storage(memory, [](void* pointer) { std::free(pointer); });
+  if (alignment == kHugePage) madvise(memory, padded, MADV_HUGEPAGE);  // refused: small pages serve
   auto* first = static_cast<std::byte*>(memory);
   const auto blocks = static_cast<std::int64_t>((padded + kTouchBlock - 1) / kTouchBlock);
 #pragma omp parallel for schedule(static) if (blocks > 1)

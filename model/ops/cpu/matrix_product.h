@@ -117,7 +117,7 @@ class PackedProductLoop {
   /// How far a sum over k goes in one oneDNN product from `done`. Lengths come from a small set
   /// where k varies, because each has a kernel of its own.
   std::int64_t inner_part(std::int64_t done) const {
-    const std::int64_t left = k_ - done, most = varies_ ? 2048 : 4096;
+    const std::int64_t left = k_ - done, most = varies_ ? 2048 : (k_ > 8192 ? 1024 : 4096);
     if (left >= most) return most;
     if (!varies_ || left < kPackedRows) return left;
     return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(left)));

@@ -32,24 +32,36 @@ double blockwise_sum(std::int64_t elements, const Term& term) {
   return sum;
 }
 
+/// Sum of term(value), by lanes that do not depend on the instruction set.
+template <class Term>
+double sum_of(const float* values, std::int64_t begin, std::int64_t end, Term term) {
+  constexpr std::int64_t kLanes = 32;
+  double lanes[kLanes] = {};
+  std::int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+#pragma omp simd
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(values[i + lane]);
+  }
+  for (; i < end; ++i) lanes[i % kLanes] += term(values[i]);
+  double sum = 0.0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
 struct SumOfSquares {
   const float* values;
   double operator()(std::int64_t begin, std::int64_t end) const {
-    double part = 0.0;
-#pragma omp simd reduction(+ : part)
-    for (std::int64_t i = begin; i < end; ++i)
-      part += static_cast<double>(values[i]) * static_cast<double>(values[i]);
-    return part;
+    return sum_of(values, begin, end, [](float value) HWY_ATTR {
+      return static_cast<double>(value) * static_cast<double>(value);
+    });
   }
 };
 
 struct Sum {
   const float* values;
   double operator()(std::int64_t begin, std::int64_t end) const {
-    double part = 0.0;
-#pragma omp simd reduction(+ : part)
-    for (std::int64_t i = begin; i < end; ++i) part += static_cast<double>(values[i]);
-    return part;
+    return sum_of(values, begin, end,
+                  [](float value) HWY_ATTR { return static_cast<double>(value); });
   }
 };
 
