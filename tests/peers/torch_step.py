@@ -1,24 +1,40 @@
 #!/usr/bin/env python3
-"""Training steps of GPT-2 shapes in PyTorch at its best, beside `scone bench step`: torch.compile, bf16 autocast with
-fp32 weights, fused AdamW, scaled_dot_product_attention (flash attention), synthetic tokens.
+"""Training steps of GPT-2 shapes in PyTorch at its best, beside `scone bench step`: torch.compile where it is, fp32 or bf16
+autocast with fp32 weights, fused AdamW on a GPU, scaled_dot_product_attention (flash attention) where it is, synthetic tokens.
 
-  torch_step.py [--shapes gpt2-124m,gpt2-1.5b] [--device cuda] [--batch-tokens N] [--microbatch-tokens N] [--rounds N]
+  torch_step.py [--shapes gpt2-124m,gpt2-1.5b] [--device cuda] [--dtype bf16] [--batch-tokens N] [--microbatch-tokens N]
+                [--context N] [--rounds N]
 
 Prints a line a shape: milliseconds of a step (median), tokens/s. The last line is JSON."""
 import argparse
+import contextlib
 import json
 import statistics
 import time
+
+from torch_environment import refuse_reference_blas, restart_at_its_best
+
+if __name__ == "__main__":
+    restart_at_its_best()
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 SHAPES = {  # width, layers, heads, context, vocabulary
+    "gpt2-30m": (384, 6, 6, 256, 50257),
     "gpt2-124m": (768, 12, 12, 1024, 50257),
     "gpt2-1.5b": (1600, 48, 25, 1024, 50257),
     "tiny": (64, 2, 4, 64, 512),
 }
+
+
+def causal_attention(q, k, v):
+    if hasattr(functional, "scaled_dot_product_attention"):
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill_(later, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 class Block(nn.Module):
@@ -35,7 +51,7 @@ class Block(nn.Module):
             part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for part in self.qkv(self.attention_norm(x)).split(width, dim=2)
         )
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = causal_attention(q, k, v)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(functional.gelu(self.up(self.ffw_norm(x)), approximate="tanh"))
 
@@ -61,19 +77,21 @@ class Model(nn.Module):
 
 def measure(name, options):
     width, layers, heads, context, vocabulary = SHAPES[name]
+    context = options.context or context
     device = torch.device(options.device)
     torch.manual_seed(1)
     model = Model(width, layers, heads, context, vocabulary).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1,
-                                  fused=device.type == "cuda")
-    step_model = torch.compile(model) if options.compile else model
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused)
+    step_model = torch.compile(model) if options.compile and hasattr(torch, "compile") else model
     count = options.batch_tokens // options.microbatch_tokens
     shape = (count, options.microbatch_tokens // context, context)
     tokens, targets = (torch.randint(vocabulary, shape, device=device) for _ in range(2))
 
     def step():
         for part in range(count):
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with (torch.autocast(device.type, dtype=torch.bfloat16) if options.dtype == "bf16"
+                  else contextlib.nullcontext()):
                 loss = step_model(tokens[part], targets[part]) / count
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -97,11 +115,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--shapes", default="gpt2-124m")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--context", type=int, default=0, help="in place of the shape's")
     parser.add_argument("--batch-tokens", type=int, default=65536)
     parser.add_argument("--microbatch-tokens", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     options = parser.parse_args()
+    if options.device == "cpu":
+        refuse_reference_blas()
     rows = [measure(name, options) for name in options.shapes.split(",")]
     print(json.dumps({"torch": torch.__version__, "rows": rows}))
 
