@@ -8,6 +8,7 @@
 #include "model/ops/ops.h"
 #include "parallel/communicator.h"
 #include "parallel/error.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -78,7 +79,8 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
     std::string fingerprint;
   } trained;  // the f-grams that the checkpoint was trained with
   try {
-    model.config = manifest.model.get<ModelConfig>();
+    model.config =
+        read_model_config({manifest.model, (*checkpoint / "manifest.json").string(), "model"});
     model.step = manifest.step;
     model.sequence_length = manifest.run.at("sequence_length");
     model.attention_across_documents = manifest.run.at("attention_across_documents");
