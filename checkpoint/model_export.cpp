@@ -13,6 +13,7 @@
 #include "checkpoint/safetensors.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
