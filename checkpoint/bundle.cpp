@@ -40,7 +40,7 @@ void check_list_of_files(const JsonField& files, const fs::path& folder) {
 
 /// What readers take from the description, and that it lists the files it speaks of.
 void check_description(const JsonField& description, const ModelConfig& config) {
-  description["step"].integer(0, INT64_MAX);
+  for (const char* key : {"step", "tokens"}) description[key].integer(0, INT64_MAX);
   description["attention_across_documents"].boolean();
   description["sequence_length"].integer(1, config.main.context);
   const JsonField table = description["table"], tokenizer = description["tokenizer"];
@@ -52,12 +52,16 @@ void check_description(const JsonField& description, const ModelConfig& config) 
   }
   tokenizer["fingerprint"].text();
   const std::string tokenizer_file = tokenizer["file"].text();
-  if (fs::path(tokenizer_file).filename() != tokenizer_file) {
+  if (tokenizer_file.empty() || tokenizer_file == "." || tokenizer_file == ".." ||
+      fs::path(tokenizer_file).filename() != tokenizer_file) {
     tokenizer["file"].reject("the name of a file beside bundle.json");
   }
-  std::vector<std::string> names{tokenizer_file, kBundleModelFile};
-  if (!table.is_null()) names.emplace_back(kTableIndexFile);
-  for (const std::string& name : names) description["files"][name].object();
+  const JsonField files = description["files"];
+  if (!files.object().contains(tokenizer_file)) {
+    tokenizer["file"].reject("a file that \"files\" lists");
+  }
+  files[kBundleModelFile].object();
+  if (!table.is_null()) files[kTableIndexFile].object();
 }
 
 /// That model.safetensors holds the model, before memory is taken for what the description says.
@@ -96,11 +100,9 @@ void open_table(Bundle& bundle, const RowSourceOptions& rows) {
       bundle.table->index(),
       bundle.description.at("tokenizer").at("fingerprint").get<std::string>());
   const fs::path json_path = description_path(bundle.folder);
+  const JsonField files = JsonField(bundle.description, json_path.string())["files"];
   for (std::int64_t file = 0; file < bundle.table->layout().files(); ++file) {
-    if (!bundle.description.at("files").contains(table_file_name(file))) {
-      throw InputError(fmt::format("{}: \"files\" does not list {}; bake it again",
-                                   json_path.string(), table_file_name(file)));
-    }
+    files[table_file_name(file)].object();
   }
   if (bundle.table->width() != bundle.config.main.width) {
     throw InputError(fmt::format("{}: table.width: expected the model's width {}, found {}",

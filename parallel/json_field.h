@@ -71,8 +71,11 @@ class JsonField {
     if (!value_->is_boolean()) reject("true or false");
     return value_->get<bool>();
   }
+  /// Names and fingerprints: short ones.
   const std::string& text() const {
-    if (!value_->is_string()) reject("a text");
+    constexpr std::size_t kMostBytes = 1024;
+    if (!value_->is_string() || value_->get_ref<const std::string&>().size() > kMostBytes)
+      reject("a text of at most " + std::to_string(kMostBytes) + " bytes");
     return value_->get_ref<const std::string&>();
   }
   const nlohmann::json& object() const {
