@@ -244,24 +244,69 @@ TEST(Sampler, RefusesLogitsThatNoProbabilitiesFollowFrom) {
   }
 }
 
-// Probabilities 0.644, 0.237, 0.087, 0.032 of tokens 1, 3, 2, 0.
+const std::vector<float> kFourLogits = {0.0F, 3.0F, 1.0F, 2.0F};
+const std::vector<std::size_t> kByLogit = {1, 3, 2, 0};
+
+/// Draws 20,000 tokens of kFourLogits: those of the `kept` largest logits occur by softmax(logits /
+/// temperature), within five standard deviations, and the others never.
+void expect_draws(const SamplingOptions& options, std::size_t kept) {
+  SCOPED_TRACE(::testing::Message() << "temperature " << options.temperature << ", top-k "
+                                    << options.top_k << ", top-p " << options.top_p);
+  Sampler sampler(options);
+  const auto weight = [&](std::size_t i) {
+    return std::exp(kFourLogits[kByLogit[i]] / options.temperature);
+  };
+  double sum = 0;
+  for (std::size_t i = 0; i < kept; ++i) sum += weight(i);
+  std::vector<int> counts(4);
+  for (int i = 0; i < 20000; ++i) ++counts[static_cast<std::size_t>(sampler.draw(kFourLogits))];
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double p = i < kept ? weight(i) / sum : 0;
+    EXPECT_NEAR(counts[kByLogit[i]], 20000 * p, 5 * std::sqrt(20000 * p * (1 - p)))
+        << "token " << kByLogit[i];
+  }
+}
+
+// Of the probabilities 0.644, 0.237, 0.087, 0.032.
 TEST(Sampler, TopPKeepsTheFewestTokensThatReachIt) {
-  const std::vector<float> logits = {0.0F, 3.0F, 1.0F, 2.0F};
-  const std::vector<std::size_t> order = {1, 3, 2, 0};
   const std::vector<std::pair<double, std::size_t>> cases = {
       {0.01, 1}, {0.64, 1}, {0.65, 2}, {0.88, 2}, {0.89, 3}, {0.96, 3}, {0.97, 4}, {1.0, 4}};
-  for (const auto& [top_p, kept] : cases) {
-    Sampler sampler({.top_p = top_p, .seed = 4});
-    double sum = 0;
-    for (std::size_t i = 0; i < kept; ++i) sum += std::exp(logits[order[i]]);
-    std::vector<int> counts(4);
-    for (int i = 0; i < 20000; ++i) ++counts[static_cast<std::size_t>(sampler.draw(logits))];
-    for (std::size_t i = 0; i < 4; ++i) {
-      const double p = i < kept ? std::exp(logits[order[i]]) / sum : 0;  // five deviations
-      EXPECT_NEAR(counts[order[i]], 20000 * p, 5 * std::sqrt(20000 * p * (1 - p)))
-          << "top-p " << top_p << ", token " << order[i];
-    }
+  for (const auto& [top_p, kept] : cases) expect_draws({.top_p = top_p, .seed = 4}, kept);
+}
+
+TEST(Sampler, TemperatureDividesTheLogits) {
+  for (const double temperature : {0.5, 1.0, 2.0, 10.0})
+    expect_draws({.temperature = temperature, .seed = 5}, 4);
+  // Top-p is of the probabilities at this temperature, among the top k: 0.867, 0.117 at 0.5;
+  // 0.506, 0.307, 0.186 of three at 2.
+  expect_draws({.temperature = 0.5, .top_p = 0.8}, 1);
+  expect_draws({.temperature = 0.5, .top_p = 0.9}, 2);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.5}, 1);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.8}, 2);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.82}, 3);
+}
+
+// So that greedy and top-k 1 agree.
+TEST(Sampler, OfEqualLogitsTheLowestTokenIsFirst) {
+  const std::vector<float> logits = {1, 4, 4, 4, 2};
+  EXPECT_EQ(Sampler({.temperature = 0}).draw(logits), 1);
+  Sampler one({.top_k = 1}), little({.top_p = 0.1}), two({.top_k = 2});
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_EQ(one.draw(logits), 1);
+    EXPECT_EQ(little.draw(logits), 1);
+    EXPECT_LE(two.draw(logits), 2);
   }
+}
+
+TEST(Generation, TheLastTokenIsNotComputed) {
+  TableModel model;
+  for (const std::int64_t tokens : {1, 2, 7}) {
+    const Generation made = generate(model, prompts_of_lengths({5, 9}), {.max_tokens = tokens});
+    EXPECT_EQ(made.tokens[1].size(), static_cast<std::size_t>(tokens));
+    EXPECT_EQ(made.times.steps, tokens - 1);
+  }
+  EXPECT_EQ(generate(model, prompts_of_lengths({46}), {.max_tokens = 9}).times.steps, 1)
+      << "the context has room for two";
 }
 
 TEST(Generation, AModelWithoutFgrams) {
