@@ -2,58 +2,96 @@
 
 #include <fmt/format.h>
 
+#include <map>
+
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/table/bundle_file.h"
 #include "checkpoint/table_matcher.h"
-#include "data/json_integer.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
 
 namespace fs = std::filesystem;
 
-/// What readers take from the description, and that it lists the files it speaks of.
-void check_description(const nlohmann::json& description, const ModelConfig& config,
-                       const fs::path& json_path) {
-  json_integer(description.at("step"));
-  description.at("attention_across_documents").get<bool>();
-  description.at("tokenizer").at("fingerprint").get<std::string>();
-  const auto length = json_integer(description.at("sequence_length"));
-  if (length < 1 || length > config.main.context) {
-    throw InputError(fmt::format("{}: sequence_length: expected 1..{}, found {}",
-                                 json_path.string(), config.main.context, length));
-  }
-  const bool has_table = !description.at("table").is_null();
-  if (has_table != (config.fgram.layers > 0)) {
-    throw InputError(fmt::format("{}: {}; bake it again", json_path.string(),
-                                 has_table ? "a table, but a model without f-gram model"
-                                           : "no table, but a model with f-gram model"));
-  }
-  std::vector<std::string> names{description.at("tokenizer").at("file").get<std::string>(),
-                                 "model.safetensors"};
-  if (has_table) names.emplace_back(kTableIndexFile);
-  for (const std::string& name : names) {
-    if (!description.at("files").contains(name)) {
-      throw InputError(
-          fmt::format("{}: \"files\" does not list {}; bake it again", json_path.string(), name));
-    }
+fs::path description_path(const fs::path& folder) { return folder / "bundle.json"; }
+
+nlohmann::json read_description(const fs::path& folder) {
+  const std::string source = description_path(folder).string();
+  nlohmann::json description = parse_json_strictly(read_bundle_text(folder), source);
+  const JsonField root(description, source);
+  root["format"].expect(kBundleFormat, "");
+  root["format_version"].expect(kBundleVersion, " (bake with this version of the program)");
+  return description;
+}
+
+/// That "files" lists plain entries, of files in the bundle's folder alone.
+void check_list_of_files(const JsonField& files, const fs::path& folder) {
+  for (const auto& [name, ignored] : files.object().items()) {
+    bundle_file(folder, name);
+    files[name]["bytes"].integer(0, INT64_MAX);
+    files[name]["xxh3"].text();
   }
 }
 
-nlohmann::json read_description(const fs::path& json_path) {
-  nlohmann::json description = read_json_file(json_path);
-  if (description.at("format") != kBundleFormat ||
-      description.at("format_version") != kBundleVersion) {
-    throw InputError(
-        fmt::format("{}: expected the format \"{}\", version {}, found {}, version "
-                    "{}; bake with this version of the program",
-                    json_path.string(), kBundleFormat, kBundleVersion,
-                    description.at("format").dump(), description.at("format_version").dump()));
+/// What readers take from the description, and that it lists the files it speaks of.
+void check_description(const JsonField& description, const ModelConfig& config) {
+  for (const char* key : {"step", "tokens"}) description[key].integer(0, INT64_MAX);
+  description["attention_across_documents"].boolean();
+  description["sequence_length"].integer(1, config.main.context);
+  const JsonField table = description["table"], tokenizer = description["tokenizer"];
+  if (config.fgram.layers > 0 && table.is_null()) {
+    table.reject("a table, as the model has an f-gram model (there is no table; bake it again)");
   }
-  return description;
+  if (config.fgram.layers == 0) {
+    table.expect(nullptr, ", as the model has no f-gram model (bake it again)");
+  }
+  tokenizer["fingerprint"].text();
+  const std::string tokenizer_file = tokenizer["file"].text();
+  if (tokenizer_file.empty() || tokenizer_file == "." || tokenizer_file == ".." ||
+      fs::path(tokenizer_file).filename() != tokenizer_file) {
+    tokenizer["file"].reject("the name of a file beside bundle.json");
+  }
+  const JsonField files = description["files"];
+  if (!files.object().contains(tokenizer_file)) {
+    tokenizer["file"].reject("a file that \"files\" lists");
+  }
+  files[kBundleModelFile].object();
+  if (!table.is_null()) files[kTableIndexFile].object();
+}
+
+/// That model.safetensors holds the model, before memory is taken for what the description says.
+void check_model_file(const SafetensorsFile& file, const ModelConfig& config) {
+  std::map<std::string, const Shape*> found;
+  for (const SafetensorsEntry& entry : file.entries()) found[entry.name] = &entry.shape;
+  const auto fail = [&](const std::string& name, const std::string& expected,
+                        const std::string& held) {
+    throw InputError(fmt::format("{}: tensor {}: expected {} by \"model\" of bundle.json, found {}",
+                                 file.path().string(), name, expected, held));
+  };
+  std::size_t expected = 0;
+  for (const ParameterSpec& spec : main_parameter_specs(config)) {
+    const auto names = export_names(spec.name);
+    Shape shape = spec.shape;
+    shape.at(0) /= std::ssize(names);
+    expected += names.size();
+    for (const std::string& name : names) {
+      const std::string wanted = fmt::format("the shape [{}]", fmt::join(shape, ", "));
+      const auto held = found.find(name);
+      if (held == found.end()) fail(name, wanted, "no such tensor");
+      if (*held->second != shape) {
+        fail(name, wanted, fmt::format("[{}]", fmt::join(*held->second, ", ")));
+      }
+    }
+  }
+  if (expected != found.size()) {
+    throw InputError(fmt::format("{}: expected {} tensors by \"model\" of bundle.json, found {}",
+                                 file.path().string(), expected, found.size()));
+  }
 }
 
 void open_table(Bundle& bundle, const RowSourceOptions& rows) {
@@ -61,12 +99,10 @@ void open_table(Bundle& bundle, const RowSourceOptions& rows) {
   bundle.matcher = std::make_unique<TableMatcher>(
       bundle.table->index(),
       bundle.description.at("tokenizer").at("fingerprint").get<std::string>());
-  const fs::path json_path = bundle.folder / "bundle.json";
+  const fs::path json_path = description_path(bundle.folder);
+  const JsonField files = JsonField(bundle.description, json_path.string())["files"];
   for (std::int64_t file = 0; file < bundle.table->layout().files(); ++file) {
-    if (!bundle.description.at("files").contains(table_file_name(file))) {
-      throw InputError(fmt::format("{}: \"files\" does not list {}; bake it again",
-                                   json_path.string(), table_file_name(file)));
-    }
+    files[table_file_name(file)].object();
   }
   if (bundle.table->width() != bundle.config.main.width) {
     throw InputError(fmt::format("{}: table.width: expected the model's width {}, found {}",
@@ -99,45 +135,41 @@ nlohmann::json describe_table(const TableLayout& layout) {
 }
 
 Bundle open_bundle(const fs::path& folder, const RowSourceOptions& rows) {
-  const fs::path json_path = folder / "bundle.json";
   Bundle bundle;
   bundle.folder = folder;
-  try {
-    bundle.description = read_description(json_path);
-    const nlohmann::json& description = bundle.description;
-    bundle.config = description.at("model").get<ModelConfig>();
-    check_description(description, bundle.config, json_path);
-    const auto problems = file_problems(folder, description.at("files"), false);
-    if (!problems.empty()) {
-      throw InputError(fmt::format("damaged bundle: {}; bake it again", fmt::join(problems, "; ")));
-    }
-    if (!description.at("table").is_null()) open_table(bundle, rows);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: {}", json_path.string(), error.what()));
+  bundle.description = read_description(folder);
+  const JsonField description(bundle.description, description_path(folder).string());
+  bundle.config = read_model_config(description["model"]);
+  check_description(description, bundle.config);
+  check_list_of_files(description["files"], folder);
+  const auto problems = file_problems(folder, description["files"].object(), false);
+  if (!problems.empty()) {
+    throw InputError(fmt::format("damaged bundle: {}; bake it again", fmt::join(problems, "; ")));
   }
+  if (!description["table"].is_null()) open_table(bundle, rows);
+  check_model_file(SafetensorsFile(folder / kBundleModelFile), bundle.config);
   return bundle;
 }
 
 std::vector<std::string> bundle_problems(const fs::path& folder) {
-  const fs::path json_path = folder / "bundle.json";
   try {
-    auto problems =
-        file_problems(folder, read_description(json_path).value("files", nlohmann::json{}), true);
+    const nlohmann::json description = read_description(folder);
+    const JsonField files = JsonField(description, description_path(folder).string())["files"];
+    check_list_of_files(files, folder);
+    auto problems = file_problems(folder, files.object(), true);
     if (problems.empty()) {
       const Bundle bundle = open_bundle(folder);
       ParameterSet parameters(main_parameter_specs(bundle.config), Device::cpu);
       bundle.load_main_parameters(parameters);
     }
     return problems;
-  } catch (const nlohmann::json::exception& error) {
-    return {fmt::format("{}: {}", json_path.string(), error.what())};
   } catch (const InputError& error) {
     return {error.what()};
   }
 }
 
 void Bundle::load_main_parameters(ParameterSet& parameters) const {
-  const SafetensorsFile file(folder / "model.safetensors");
+  const SafetensorsFile file(folder / kBundleModelFile);
   for (const NamedTensor& view : exported_views(parameters)) file.read(view.name, view.tensor);
 }
 

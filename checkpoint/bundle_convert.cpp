@@ -280,13 +280,7 @@ void require_whole(const fs::path& folder, const nlohmann::json& files) {
 
 /// The files beside the table, which a conversion copies.
 std::vector<std::string> copied_files(const Bundle& source) {
-  const auto tokenizer = source.description.at("tokenizer").at("file").get<std::string>();
-  if (fs::path(tokenizer).filename() != tokenizer) {
-    throw InputError(
-        fmt::format("{}: tokenizer.file: expected the name of a file beside it, found {}",
-                    (source.folder / "bundle.json").string(), tokenizer));
-  }
-  return {tokenizer, kBundleModelFile};
+  return {source.description.at("tokenizer").at("file").get<std::string>(), kBundleModelFile};
 }
 
 void check_source(const fs::path& source, const BundleTarget& target) {

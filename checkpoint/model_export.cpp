@@ -13,6 +13,7 @@
 #include "checkpoint/safetensors.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -210,7 +211,7 @@ fs::path import_model(const fs::path& exported, const fs::path& run) {
       throw InputError(
           fmt::format("{}: holds checkpoints already; give another --out", checkpoints.string()));
     }
-    const auto config = json.at("model").get<ModelConfig>();
+    const auto config = read_model_config({json.at("model"), config_path.string(), "model"});
     const fs::path home = fs::absolute(exported).lexically_normal();
     const auto& tokenizer = json.at("tokenizer");
     manifest.model = json.at("model");

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "checkpoint/checkpoint.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -15,12 +16,8 @@ ModelSource open_model_source(const fs::path& checkpoint) {
   ModelSource source;
   source.checkpoint = checkpoint;
   source.manifest = read_manifest(checkpoint);
-  try {
-    source.config = source.manifest.model.get<ModelConfig>();
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: key \"model\": {}", (checkpoint / "manifest.json").string(),
-                                 error.what()));
-  }
+  source.config =
+      read_model_config({source.manifest.model, (checkpoint / "manifest.json").string(), "model"});
   source.tokenizer_fingerprint =
       manifest_value<std::string>(checkpoint, source.manifest.data, "data.tokenizer_fingerprint");
   return source;

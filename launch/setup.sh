@@ -29,7 +29,7 @@ if [ "$tests" = ON ]; then  # GPT-2's ids are compared with a tokenizer from npm
   command -v node >/dev/null || packages+=(nodejs)
   command -v npm >/dev/null || packages+=(npm)
 fi
-[ "$reference" = ON ] && packages+=(python3-torch)
+[ "$reference" = ON ] && packages+=(python3-torch libopenblas0-openmp)
 
 missing=()
 for package in "${packages[@]}"; do

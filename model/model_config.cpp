@@ -2,11 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
-#include "parallel/error.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -23,15 +24,13 @@ std::string to_name(Enum value, Names<Enum> names) {
 }
 
 template <class Enum>
-Enum from_name(const nlohmann::json& json, const char* key, Names<Enum> names) {
-  const auto found = json.at(key).get<std::string>();
+Enum from_name(const JsonField& json, Names<Enum> names) {
   std::string expected;
   for (const auto& [candidate, name] : names) {
-    if (found == name) return candidate;
-    expected += (expected.empty() ? "" : ", ") + std::string(name);
+    if (json.text() == name) return candidate;
+    expected += (expected.empty() ? "one of " : ", ") + std::string(name);
   }
-  throw InputError(fmt::format("model configuration: key \"{}\" is \"{}\"; expected one of {}", key,
-                               found, expected));
+  json.reject(expected);
 }
 
 const Names<NormKind> kNorms = {{NormKind::layernorm, "layernorm"}, {NormKind::rmsnorm, "rmsnorm"}};
@@ -55,37 +54,22 @@ nlohmann::json transformer_to_json(const TransformerConfig& config) {
           {"bias", config.bias}};
 }
 
-TransformerConfig transformer_from_json(const nlohmann::json& json) {
+TransformerConfig read_transformer(const JsonField& json, std::int64_t fewest_layers) {
   TransformerConfig config;
-  json.at("width").get_to(config.width);
-  json.at("layers").get_to(config.layers);
-  json.at("heads").get_to(config.heads);
-  json.at("ffw").get_to(config.ffw);
-  json.at("context").get_to(config.context);
-  config.norm = from_name(json, "norm", kNorms);
-  config.position = from_name(json, "position", kPositions);
-  config.activation = from_name(json, "activation", kActivations);
-  json.at("bias").get_to(config.bias);
+  config.layers = json["layers"].integer(fewest_layers, kMostLayers);
+  // A model of no layers may have no sizes.
+  const std::int64_t least = config.layers > 0 ? 1 : 0;
+  config.width = json["width"].integer(least, kMostWidth);
+  config.heads = json["heads"].integer(least, std::max(config.width, least));
+  config.ffw = json["ffw"].integer(least, kMostWidth);
+  config.context = json["context"].integer(least, kMostContext);
+  config.norm = from_name(json["norm"], kNorms);
+  config.position = from_name(json["position"], kPositions);
+  config.activation = from_name(json["activation"], kActivations);
+  config.bias = json["bias"].boolean();
+  if (config.layers > 0 && config.width % config.heads != 0)
+    json["heads"].reject(fmt::format("a divisor of the width {}", config.width));
   return config;
-}
-
-/// Sizes that a model can be made of; `name` is the section's. Throws InputError.
-void check_sizes(const TransformerConfig& config, const std::string& name) {
-  const auto check = [&](const char* key, std::int64_t value, std::int64_t most) {
-    if (value < 1 || value > most) {
-      throw InputError(fmt::format("model configuration: {}.{}: expected 1..{}, found {}", name,
-                                   key, most, value));
-    }
-  };
-  check("width", config.width, kMostWidth);
-  check("layers", config.layers, kMostLayers);
-  check("heads", config.heads, config.width);
-  check("ffw", config.ffw, kMostWidth);
-  check("context", config.context, kMostContext);
-  if (config.width % config.heads != 0) {
-    throw InputError(fmt::format("model configuration: {}.heads: {} do not divide the width {}",
-                                 name, config.heads, config.width));
-  }
 }
 
 }  // namespace
@@ -100,20 +84,16 @@ void to_json(nlohmann::json& json, const ModelConfig& config) {
           {"fgram_chunk_nodes", config.fgram_chunk_nodes}};
 }
 
-void from_json(const nlohmann::json& json, ModelConfig& config) {
-  json.at("vocabulary_size").get_to(config.vocabulary_size);
-  config.main = transformer_from_json(json.at("main"));
-  json.at("tie_embeddings").get_to(config.tie_embeddings);
-  config.fgram = transformer_from_json(json.at("fgram"));
-  config.combine = from_name(json, "combine", kCombines);
-  config.fgram_recompute = from_name(json, "fgram_recompute", kRecomputes);
-  json.at("fgram_chunk_nodes").get_to(config.fgram_chunk_nodes);
-  if (config.vocabulary_size < 1 || config.vocabulary_size > INT32_MAX) {
-    throw InputError(fmt::format("model configuration: vocabulary_size: expected 1..{}, found {}",
-                                 INT32_MAX, config.vocabulary_size));
-  }
-  check_sizes(config.main, "main");
-  if (config.fgram.layers != 0) check_sizes(config.fgram, "fgram");
+ModelConfig read_model_config(const JsonField& json) {
+  ModelConfig config;
+  config.vocabulary_size = json["vocabulary_size"].integer(1, INT32_MAX);
+  config.main = read_transformer(json["main"], 1);
+  config.tie_embeddings = json["tie_embeddings"].boolean();
+  config.fgram = read_transformer(json["fgram"], 0);
+  config.combine = from_name(json["combine"], kCombines);
+  config.fgram_recompute = from_name(json["fgram_recompute"], kRecomputes);
+  config.fgram_chunk_nodes = json["fgram_chunk_nodes"].integer(1, INT64_MAX);
+  return config;
 }
 
 double forward_flops_per_token(const TransformerConfig& config, double attended) {

@@ -5,6 +5,8 @@
 
 namespace scone {
 
+class JsonField;
+
 enum class NormKind { layernorm, rmsnorm };
 enum class PositionKind { learned, rope };
 enum class ActivationKind { gelu, swiglu };
@@ -45,8 +47,9 @@ struct ModelConfig {
 };
 
 void to_json(nlohmann::json& json, const ModelConfig& config);
-/// Throws nlohmann::json::exception where a key is missing or ill-typed.
-void from_json(const nlohmann::json& json, ModelConfig& config);
+/// Reads what to_json made. Throws InputError, naming the key, where one is missing, ill-typed or
+/// beyond any model.
+ModelConfig read_model_config(const JsonField& json);
 
 /// Floating-point operations (a multiply-add is 2) of one forward pass, without token embedding and
 /// head: attended: mean number of keys a query attends to.

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <memory>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -32,7 +34,21 @@ double Sampler::uniform() {  // splitmix64 of seed and count
 }
 
 std::int32_t Sampler::draw(std::span<const float> logits) {
+  // Of a NaN neither comparisons nor sums would tell. Minus infinity is a token never drawn.
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float logit) {
+    return std::isnan(logit) || logit == std::numeric_limits<float>::infinity();
+  });
   const auto best = std::max_element(logits.begin(), logits.end());
+  if (bad != logits.end() || logits.empty() || std::isinf(*best)) {
+    const auto at = bad != logits.end() ? bad : best;
+    throw std::runtime_error(
+        logits.empty() ? "no token can be drawn: there are no logits"
+                       : fmt::format("no token can be drawn: the logit of token {} is {}, and no "
+                                     "probabilities follow from the model's output; check the "
+                                     "model's weights and table (scone bundle verify), and whether "
+                                     "its training diverged",
+                                     at - logits.begin(), *at));
+  }
   if (options_.temperature == 0) return static_cast<std::int32_t>(best - logits.begin());
   order_.resize(logits.size());
   std::iota(order_.begin(), order_.end(), 0);

@@ -17,7 +17,8 @@ struct SamplingOptions {
   std::uint64_t seed = 1;
 };
 
-/// Draws token ids from logits; the same sequence for the same seed.
+/// Draws token ids from logits; the same sequence for the same seed. draw() throws
+/// std::runtime_error for logits that are no numbers, as those of damaged weights are.
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);  // throws InputError for values out of range

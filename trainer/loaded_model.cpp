@@ -4,10 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/table/memory_region.h"
 #include "data/tokenizer.h"
 #include "model/ops/ops.h"
 #include "parallel/communicator.h"
 #include "parallel/error.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -19,6 +21,25 @@ void make_main_model(LoadedModel& model, Backend& backend, std::int64_t microbat
   model.main_model = std::make_unique<MainModel>(
       model.config, *model.main_parameters, backend,
       MainModelOptions{.max_positions = microbatch_sequences * model.config.main.context});
+}
+
+/// The context of a model with rotary positions stands in bundle.json alone: memory for one that
+/// was damaged would be granted, and the process killed when it is used. Throws InputError.
+void require_memory_for_context(const Bundle& bundle, std::int64_t microbatch_sequences) {
+  const TransformerConfig& main = bundle.config.main;
+  // A position has at least the residual stream, its norm, q, k, v and the attention's output.
+  const double numbers = 6 * static_cast<double>(main.width) + static_cast<double>(main.ffw);
+  const double needed = static_cast<double>(sizeof(float)) * numbers *
+                        static_cast<double>(main.context) *
+                        static_cast<double>(microbatch_sequences);
+  const auto available = static_cast<double>(available_memory());
+  if (needed > available)
+    throw InputError(fmt::format(
+        "{}: model.main.context: {} positions, {} sequences at a time, take at least {:.0f} MB, "
+        "and {:.0f} MB of memory are available; copy the bundle again if it is another's number, "
+        "or take fewer sequences at a time, or a larger machine",
+        (bundle.folder / "bundle.json").string(), main.context, microbatch_sequences, needed / 1e6,
+        available / 1e6));
 }
 
 LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
@@ -37,6 +58,7 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
   const auto& tokenizer = bundle.description.at("tokenizer");
   model.tokenizer_path = path / tokenizer.at("file").get<std::string>();
   model.tokenizer_fingerprint = tokenizer.at("fingerprint");
+  if (backend.device() == Device::cpu) require_memory_for_context(bundle, microbatch_sequences);
   make_main_model(model, backend, microbatch_sequences);
   bundle.load_main_parameters(*model.main_parameters);
   if (bundle.table) {
@@ -78,7 +100,8 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
     std::string fingerprint;
   } trained;  // the f-grams that the checkpoint was trained with
   try {
-    model.config = manifest.model.get<ModelConfig>();
+    model.config =
+        read_model_config({manifest.model, (*checkpoint / "manifest.json").string(), "model"});
     model.step = manifest.step;
     model.sequence_length = manifest.run.at("sequence_length");
     model.attention_across_documents = manifest.run.at("attention_across_documents");

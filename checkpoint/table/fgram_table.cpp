@@ -1,12 +1,12 @@
 #include "checkpoint/table/fgram_table.h"
 
 #include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "data/json_integer.h"
+#include "checkpoint/table/bundle_file.h"
 #include "parallel/error.h"
+#include "parallel/json_field.h"
 
 namespace scone {
 namespace {
@@ -22,64 +22,41 @@ struct Description {
   std::int64_t max_length = 0;
 };
 
-nlohmann::json read_bundle_json(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    throw InputError(path.string() +
-                     ": cannot be opened; expected a bundle's folder, as scone bake makes it");
+RowType read_row_type(const JsonField& field) {
+  const std::string& name = field.text();
+  try {
+    return row_type_of(name);
+  } catch (const InputError&) {
+    field.reject("fp32, bf16, fp16 or int8");
   }
-  nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || json.value("format", nlohmann::json{}) != kBundleFormat) {
-    throw InputError(path.string() + ": expected a JSON object with the format \"" + kBundleFormat +
-                     "\"");
-  }
-  if (json.value("format_version", nlohmann::json{}) != kBundleVersion) {
-    throw InputError(
-        path.string() + ": expected format_version " + std::to_string(kBundleVersion) + ", found " +
-        json.value("format_version", nlohmann::json{}).dump() +
-        "; bake the checkpoint again, or read it by the version of scone that made it");
-  }
-  return json;
 }
 
-Description describe_table(const std::filesystem::path& path) {
-  const nlohmann::json json = read_bundle_json(path);
+Description describe_table(const std::filesystem::path& bundle) {
+  const std::string source = (bundle / "bundle.json").string();
+  const nlohmann::json json = parse_json_strictly(read_bundle_text(bundle), source);
+  const JsonField root(json, source);
+  root["format"].expect(kBundleFormat, "");
+  root["format_version"].expect(
+      kBundleVersion,
+      " (bake the checkpoint again, or read it by the version of scone that made it)");
+  const JsonField table = root["table"];
+  if (table.is_null()) {
+    throw InputError(source + ": the bundle of a model without f-grams: it has no table");
+  }
+  const JsonField fgrams = root["fgrams"];
   Description result;
   TableLayout& layout = result.layout;
-  try {
-    const nlohmann::json& table = json.at("table");
-    if (table.is_null()) {
-      throw InputError(path.string() + ": the bundle of a model without f-grams: it has no table");
-    }
-    layout.type = row_type_of(table.at("dtype").get<std::string>());
-    layout.width = json_integer(table.at("width"));
-    layout.rows = json_integer(table.at("rows"));
-    const std::int64_t rows_per_file = json_integer(table.at("rows_per_file"));
-    const nlohmann::json& fgrams = json.at("fgrams");
-    layout.fgrams = fgrams.at("fingerprint").get<std::string>();
-    result.max_length = json_integer(fgrams.at("max_length"));
-    // Checks the range of width and rows.
-    make_table_layout(layout.type, layout.width, layout.rows, kTableDataOffset, {});
-    const auto expect = [&](const char* key, const nlohmann::json& found,
-                            const nlohmann::json& expected) {
-      if (found != expected) {
-        throw InputError(path.string() + ": " + key + ": expected " + expected.dump() +
-                         " by its other numbers, found " + found.dump());
-      }
-    };
-    expect("fgrams.size", fgrams.at("size"), layout.rows);
-    expect("table.record_bytes", table.at("record_bytes"), layout.bytes_of_record());
-    expect("table.data_offset", table.at("data_offset"), kTableDataOffset);
-    expect("table.index", table.at("index"), kIndexFile);
-    if (rows_per_file < 1 || rows_per_file > kMostRowsPerFile) {
-      throw InputError(path.string() + ": table.rows_per_file: expected 1.." +
-                       std::to_string(kMostRowsPerFile) + ", found " +
-                       std::to_string(rows_per_file));
-    }
-    layout.rows_per_file = rows_per_file;
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(path.string() + ": " + error.what());
-  }
+  layout.type = read_row_type(table["dtype"]);
+  layout.width = table["width"].integer(1, kMostTableWidth);
+  layout.rows = table["rows"].integer(0, kMostTableRows);
+  layout.rows_per_file = table["rows_per_file"].integer(1, kMostRowsPerFile);
+  layout.fgrams = fgrams["fingerprint"].text();
+  result.max_length = fgrams["max_length"].integer(0, INT64_MAX);
+  const std::string why = " by its other numbers";
+  fgrams["size"].expect(layout.rows, why);
+  table["record_bytes"].expect(layout.bytes_of_record(), why);
+  table["data_offset"].expect(kTableDataOffset, "");
+  table["index"].expect(kIndexFile, "");
   return result;
 }
 
@@ -107,10 +84,13 @@ struct FgramTable::State {
 };
 
 FgramTable::FgramTable(const std::filesystem::path& bundle, const RowSourceOptions& options) {
-  const Description description = describe_table(bundle / "bundle.json");
+  const Description description = describe_table(bundle);
   const TableLayout& layout = description.layout;
-  for (std::int64_t file = 0; file < layout.files(); ++file) check_table_file(bundle, layout, file);
-  TableIndex index(bundle / kIndexFile);
+  for (std::int64_t file = 0; file < layout.files(); ++file) {
+    bundle_file(bundle, table_file_name(file));
+    check_table_file(bundle, layout, file);
+  }
+  TableIndex index(bundle_file(bundle, kIndexFile));
   check_index(index.header(), description, bundle);
   state_.reset(new State{layout, std::move(index), {}, nullptr});
   state_->rows = open_rows(bundle, layout, options, state_->fallback);

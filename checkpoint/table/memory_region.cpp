@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-/// Bytes that can be taken without swapping, as the kernel estimates.
+}  // namespace
+
 std::size_t available_memory() {
   std::ifstream lines("/proc/meminfo");
   std::string key;
@@ -22,8 +23,6 @@ std::size_t available_memory() {
   }
   return std::numeric_limits<std::size_t>::max();  // an old kernel does not tell
 }
-
-}  // namespace
 
 MemoryRegion::MemoryRegion(std::size_t bytes, const std::string& purpose) : bytes_(bytes) {
   if (bytes == 0) return;

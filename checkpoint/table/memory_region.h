@@ -6,6 +6,10 @@
 
 namespace scone {
 
+/// Bytes that can be taken without swapping, as the kernel estimates; the largest number where it
+/// does not tell.
+std::size_t available_memory();
+
 /// Anonymous memory of its own pages, zeros at first, in huge pages where the system has them
 /// (RAII).
 class MemoryRegion {

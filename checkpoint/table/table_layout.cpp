@@ -12,9 +12,6 @@ namespace {
 
 constexpr const char* kFormat = "scone-fgram-rows";
 constexpr int kVersion = 2;
-// Beyond any table; their product with a record's bytes does not overflow.
-constexpr std::int64_t kMostRows = std::int64_t{1} << 40;
-constexpr std::int64_t kMostWidth = std::int64_t{1} << 20;
 
 nlohmann::json description_of(const TableLayout& layout, std::int64_t file) {
   return {{"format", kFormat},
@@ -50,9 +47,9 @@ std::string table_file_name(std::int64_t file) {
 
 TableLayout make_table_layout(RowType type, std::int64_t width, std::int64_t rows,
                               std::int64_t most_bytes, std::string fgrams) {
-  if (width < 1 || width > kMostWidth || rows < 0 || rows > kMostRows) {
-    throw InputError("f-gram table: expected a width of 1.." + std::to_string(kMostWidth) +
-                     " and 0.." + std::to_string(kMostRows) + " rows, found " +
+  if (width < 1 || width > kMostTableWidth || rows < 0 || rows > kMostTableRows) {
+    throw InputError("f-gram table: expected a width of 1.." + std::to_string(kMostTableWidth) +
+                     " and 0.." + std::to_string(kMostTableRows) + " rows, found " +
                      std::to_string(width) + " and " + std::to_string(rows));
   }
   const std::int64_t held = (most_bytes - kTableDataOffset) / record_bytes(type, width);

@@ -27,6 +27,10 @@ struct TableLayout {
 
 inline constexpr std::int64_t kTableDataOffset = 4096;  // of the first record of a file, bytes
 
+// Beyond any table; their product with a record's bytes does not overflow.
+inline constexpr std::int64_t kMostTableRows = std::int64_t{1} << 40;
+inline constexpr std::int64_t kMostTableWidth = std::int64_t{1} << 20;
+
 /// A file's path in the bundle: "table/rows-00000.bin".
 std::string table_file_name(std::int64_t file);
 

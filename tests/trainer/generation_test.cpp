@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -59,10 +61,13 @@ class NumberSource final : public EmbeddingSource {
       if (ids[i] == fails_at) throw std::runtime_error("a row that cannot be read");
       for (float& value : out.rows(static_cast<std::int64_t>(i), 1).span<float>())
         value = static_cast<float>(random() % 1000) / 2000.0F - 0.25F;
+      if (ids[i] == damaged)
+        out.rows(static_cast<std::int64_t>(i), 1).span<float>()[3] =
+            std::numeric_limits<float>::quiet_NaN();
     }
   }
   std::atomic<int> calls_elsewhere = 0;
-  std::int64_t fails_at = -1;
+  std::int64_t fails_at = -1, damaged = -1;
 
  private:
   std::thread::id own_ = std::this_thread::get_id();
@@ -196,6 +201,112 @@ TEST(Generation, ATableIsReadAheadOnAnotherThreadAndItsErrorsArrive) {
   const auto last = std::find_if(ids.rbegin(), ids.rend(), [](auto id) { return id >= 0; });
   model.numbers().fails_at = *last;
   EXPECT_THROW(generate(model, prompts, options), std::runtime_error);
+}
+
+TEST(Generation, ADamagedRowEndsItInsteadOfATokenMadeUp) {
+  TableModel model;
+  const auto prompts = prompts_of_lengths({30});
+  std::vector<std::int64_t> ids(30);
+  model.matcher->match(prompts[0], ids);
+  model.numbers().damaged = *std::find_if(ids.begin(), ids.end(), [](auto id) { return id >= 0; });
+  for (const double temperature : {0.0, 1.0}) {
+    int drawn = 0;
+    try {
+      generate(model, prompts, {.max_tokens = 3, .sampling = {.temperature = temperature}},
+               [&](std::size_t, std::int32_t) { ++drawn; });
+      FAIL() << "nothing was thrown";
+    } catch (const std::runtime_error& error) {
+      EXPECT_THAT(error.what(), ::testing::HasSubstr("the logit of token 0 is nan"));
+    }
+    EXPECT_EQ(drawn, 0);
+  }
+}
+
+TEST(Sampler, RefusesLogitsThatNoProbabilitiesFollowFrom) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const SamplingOptions& options :
+       {SamplingOptions{.temperature = 0}, SamplingOptions{}, SamplingOptions{.top_k = 2},
+        SamplingOptions{.top_p = 0.5}}) {
+    for (std::size_t place = 0; place < 4; ++place) {
+      for (const float bad : {kNan, kInfinity}) {
+        std::vector<float> logits = {1, 2, 3, 0};
+        logits[place] = bad;
+        EXPECT_THROW(Sampler(options).draw(logits), std::runtime_error) << place << " " << bad;
+      }
+    }
+    EXPECT_THROW(Sampler(options).draw(std::vector<float>(4, -kInfinity)), std::runtime_error);
+    EXPECT_THROW(Sampler(options).draw({}), std::runtime_error);
+    // A token ruled out by minus infinity is none that is drawn.
+    Sampler sampler(options);
+    const std::vector<float> one = {-kInfinity, -kInfinity, 5, -kInfinity};
+    for (int i = 0; i < 100; ++i) EXPECT_EQ(sampler.draw(one), 2);
+  }
+}
+
+const std::vector<float> kFourLogits = {0.0F, 3.0F, 1.0F, 2.0F};
+const std::vector<std::size_t> kByLogit = {1, 3, 2, 0};
+
+/// Draws 20,000 tokens of kFourLogits: those of the `kept` largest logits occur by softmax(logits /
+/// temperature), within five standard deviations, and the others never.
+void expect_draws(const SamplingOptions& options, std::size_t kept) {
+  SCOPED_TRACE(::testing::Message() << "temperature " << options.temperature << ", top-k "
+                                    << options.top_k << ", top-p " << options.top_p);
+  Sampler sampler(options);
+  const auto weight = [&](std::size_t i) {
+    return std::exp(kFourLogits[kByLogit[i]] / options.temperature);
+  };
+  double sum = 0;
+  for (std::size_t i = 0; i < kept; ++i) sum += weight(i);
+  std::vector<int> counts(4);
+  for (int i = 0; i < 20000; ++i) ++counts[static_cast<std::size_t>(sampler.draw(kFourLogits))];
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double p = i < kept ? weight(i) / sum : 0;
+    EXPECT_NEAR(counts[kByLogit[i]], 20000 * p, 5 * std::sqrt(20000 * p * (1 - p)))
+        << "token " << kByLogit[i];
+  }
+}
+
+// Of the probabilities 0.644, 0.237, 0.087, 0.032.
+TEST(Sampler, TopPKeepsTheFewestTokensThatReachIt) {
+  const std::vector<std::pair<double, std::size_t>> cases = {
+      {0.01, 1}, {0.64, 1}, {0.65, 2}, {0.88, 2}, {0.89, 3}, {0.96, 3}, {0.97, 4}, {1.0, 4}};
+  for (const auto& [top_p, kept] : cases) expect_draws({.top_p = top_p, .seed = 4}, kept);
+}
+
+TEST(Sampler, TemperatureDividesTheLogits) {
+  for (const double temperature : {0.5, 1.0, 2.0, 10.0})
+    expect_draws({.temperature = temperature, .seed = 5}, 4);
+  // Top-p is of the probabilities at this temperature, among the top k: 0.867, 0.117 at 0.5;
+  // 0.506, 0.307, 0.186 of three at 2.
+  expect_draws({.temperature = 0.5, .top_p = 0.8}, 1);
+  expect_draws({.temperature = 0.5, .top_p = 0.9}, 2);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.5}, 1);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.8}, 2);
+  expect_draws({.temperature = 2, .top_k = 3, .top_p = 0.82}, 3);
+}
+
+// So that greedy and top-k 1 agree.
+TEST(Sampler, OfEqualLogitsTheLowestTokenIsFirst) {
+  const std::vector<float> logits = {1, 4, 4, 4, 2};
+  EXPECT_EQ(Sampler({.temperature = 0}).draw(logits), 1);
+  Sampler one({.top_k = 1}), little({.top_p = 0.1}), two({.top_k = 2});
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_EQ(one.draw(logits), 1);
+    EXPECT_EQ(little.draw(logits), 1);
+    EXPECT_LE(two.draw(logits), 2);
+  }
+}
+
+TEST(Generation, TheLastTokenIsNotComputed) {
+  TableModel model;
+  for (const std::int64_t tokens : {1, 2, 7}) {
+    const Generation made = generate(model, prompts_of_lengths({5, 9}), {.max_tokens = tokens});
+    EXPECT_EQ(made.tokens[1].size(), static_cast<std::size_t>(tokens));
+    EXPECT_EQ(made.times.steps, tokens - 1);
+  }
+  EXPECT_EQ(generate(model, prompts_of_lengths({46}), {.max_tokens = 9}).times.steps, 1)
+      << "the context has room for two";
 }
 
 TEST(Generation, AModelWithoutFgrams) {

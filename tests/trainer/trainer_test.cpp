@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "checkpoint/bake.h"
+#include "checkpoint/durable_file.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "tiny_data.h"
@@ -196,6 +197,28 @@ TEST(Trainer, BakedAgreesWithLive) {
   EXPECT_EQ(from_live, generate(live, prompts, generation).tokens);
   generation.max_tokens = 1000;
   EXPECT_EQ(generate(baked, prompts, generation).tokens[0].size(), 32U - 5U);
+}
+
+TEST(LoadedModel, AContextBeyondTheMemoryIsRefusedBeforeItIsTaken) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 2);
+  config.model.main.position = config.model.fgram.position = PositionKind::rope;
+  Trainer trainer(config, cpu_backend(), *self);
+  trainer.save_checkpoint();
+  BakeOptions options;
+  options.source = config.run.folder;
+  options.bundle = data.folder() / "bundle";
+  bake_bundle(options, cpu_backend(), *self);
+  nlohmann::json description = read_json_file(options.bundle / "bundle.json");
+  description["model"]["main"]["context"] = kMostContext;
+  std::ofstream(options.bundle / "bundle.json") << description.dump();
+  try {
+    load_model(options.bundle, cpu_backend(), 1 << 12, {}, *self);  // of at least 4 TB
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("bundle.json: model.main.context: 16777216"));
+  }
 }
 
 TEST(Sampler, HonoursItsOptions) {

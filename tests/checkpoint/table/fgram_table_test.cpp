@@ -110,8 +110,8 @@ TEST_F(FgramTableTest, RefusesWhatIsNoBundleOrBelongsToAnother) {
   write();
   EXPECT_EQ(message_of_opening(), "no error");
   const std::array<const char*, 3> changes[] = {
-      {"scone-bundle", "xcone-bundle", "the format \"scone-bundle\""},
-      {"\"format_version\": 2", "\"format_version\": 1", "expected format_version 2, found 1"},
+      {"scone-bundle", "xcone-bundle", "bundle.json: format: expected \"scone-bundle\""},
+      {"\"format_version\": 2", "\"format_version\": 1", "format_version: expected 2"},
       {"\"width\": 32", "\"width\": 30", "rows-00000.bin: width: expected 30"},
       {"\"width\": 32", "\"width\": 99", "table.record_bytes: "},
       {"\"size\": 700", "\"size\": 701", "fgrams.size: expected 700"},
