@@ -236,6 +236,7 @@ svg .mark { fill: currentColor; stroke: var(--card); stroke-width: .8; }
 }
 
 std::string short_count(double value) {
+  if (value == 0) return "0";  // not -0, which a tick may be
   constexpr std::array<std::pair<double, const char*>, 6> units = {
       {{1e18, "E"}, {1e15, "P"}, {1e12, "T"}, {1e9, "G"}, {1e6, "M"}, {1e3, "K"}}};
   for (const auto& [size, unit] : units)

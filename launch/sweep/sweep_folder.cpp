@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <system_error>
@@ -135,6 +136,20 @@ void check_unchanged(const SweepConfig& sweep, const std::vector<SweepPoint>& po
     throw InputError(fmt::format(
         "{}: changed since {} was begun, whose results would no longer be of these settings:{}",
         sweep.file.string(), sweep.folder, text));
+}
+
+std::vector<std::string> points_left_out(const SweepConfig& sweep,
+                                         const std::vector<SweepPoint>& points) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(fs::path(sweep.folder) / "points", error)) {
+    const std::string name = entry.path().filename().string();
+    if (std::none_of(points.begin(), points.end(),
+                     [&](const SweepPoint& point) { return point.name == name; }))
+      names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& points) {

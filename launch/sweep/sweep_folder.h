@@ -67,6 +67,10 @@ void check_owner(const SweepConfig& sweep);
 /// otherwise, the keys, and what to do.
 void check_unchanged(const SweepConfig& sweep, const std::vector<SweepPoint>& points);
 
+/// Names of the points that the folder holds and the sweep has no more.
+std::vector<std::string> points_left_out(const SweepConfig& sweep,
+                                         const std::vector<SweepPoint>& points);
+
 /// Writes sweep.yaml, sweep.json and each point's point.yaml, whole or not at all. Throws
 /// InputError where the folder cannot be written.
 void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& points);

@@ -115,7 +115,7 @@ Plot loss_curves(const SweepResults& results, bool of_validation) {
     for (std::size_t i = 0; i < curve.size(); ++i) {
       series.line.push_back({curve[i].first, curve[i].second, ""});
       // The first steps' fall from ln(vocabulary) would squeeze what matters into the lowest part.
-      if (10 * i < curve.size() && curve.size() > 1) continue;
+      if (!of_validation && 10 * i < curve.size() && curve.size() > 1) continue;
       if (!std::isfinite(curve[i].second)) continue;
       low = std::min(low, curve[i].second);
       high = std::max(high, curve[i].second);

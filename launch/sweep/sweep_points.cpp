@@ -34,17 +34,10 @@ std::string file_name_of(const std::string& text) {
   return name;
 }
 
-/// The end of a dotted key that no other of `keys` has.
-std::string short_name(const std::string& key, const std::set<std::string>& keys) {
-  for (auto dot = key.rfind('.'); dot != std::string::npos && dot > 0;
-       dot = key.rfind('.', dot - 1)) {
-    const std::string end = key.substr(dot);
-    const auto alike = std::count_if(keys.begin(), keys.end(), [&](const std::string& other) {
-      return ("." + other).ends_with(end);
-    });
-    if (alike == 1) return end.substr(1);
-  }
-  return key;
+/// The last two parts of a dotted key, which no two keys share.
+std::string short_name(const std::string& key) {
+  const auto dot = key.rfind('.', key.rfind('.') - 1);
+  return dot == std::string::npos ? key : key.substr(dot + 1);
 }
 
 /// A point as it comes out of the product of axes.
@@ -55,11 +48,7 @@ struct Draft {
 
 class Expansion {
  public:
-  explicit Expansion(const SweepConfig& sweep) : sweep_(sweep) {
-    for (const Axis& axis : sweep.axes) axis_names_.insert(axis.name);
-    for (const PointGroup& group : sweep.groups)
-      for (const Axis& axis : group.axes) axis_names_.insert(axis.name);
-  }
+  explicit Expansion(const SweepConfig& sweep) : sweep_(sweep) {}
   std::vector<SweepPoint> run();
 
  private:
@@ -73,7 +62,6 @@ class Expansion {
   void check_set_once(const Draft& draft) const;
 
   const SweepConfig& sweep_;
-  std::set<std::string> axis_names_;
   std::vector<SweepPoint> points_;
   std::map<std::string, std::string> places_;                        // name -> of its group
   std::map<std::map<std::string, std::string>, std::string> known_;  // settings -> name
@@ -134,9 +122,8 @@ std::string Expansion::name_of(const Draft& draft) const {
   if (!draft.point.group.empty()) parts.push_back(file_name_of(draft.point.group));
   for (const PointLabel& label : draft.point.labels) {
     const std::string value = file_name_of(label.value);
-    parts.push_back(label.axis.find('.') == std::string::npos
-                        ? value
-                        : short_name(label.axis, axis_names_) + "-" + value);
+    parts.push_back(
+        label.axis.find('.') == std::string::npos ? value : short_name(label.axis) + "-" + value);
   }
   if (draft.point.seed) parts.push_back(fmt::format("seed-{}", *draft.point.seed));
   return parts.empty() ? "run" : fmt::format("{}", fmt::join(parts, "_"));
