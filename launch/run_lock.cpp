@@ -55,7 +55,7 @@ RunLock::RunLock(const std::filesystem::path& folder, std::chrono::seconds patie
                                  key, file, std::strerror(errno)));
   const auto deadline = std::chrono::steady_clock::now() + patience;
   int error = try_lock(descriptor_);
-  if (error == EWOULDBLOCK)
+  if (error == EWOULDBLOCK && patience.count() > 0)
     spdlog::info("{}: {} is held by {}; waiting up to {} s for it to end", key, file,
                  read_holder(descriptor_), patience.count());
   while (error == EWOULDBLOCK && std::chrono::steady_clock::now() < deadline) {

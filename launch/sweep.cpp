@@ -117,7 +117,7 @@ int run_sweep(const std::string& file, bool dry_run, CommandContext& context) {
   }
   std::error_code error;
   std::filesystem::create_directories(sweep.folder, error);
-  const RunLock lock(sweep.folder, std::chrono::seconds(2), "folder");
+  const RunLock lock(sweep.folder, std::chrono::seconds(0), "folder");
   if (const auto others = points_left_out(sweep, points); !others.empty())
     spdlog::warn("{}: holds points that the sweep has no more, which stay and are in no report: {}",
                  sweep.folder, fmt::join(others, ", "));
