@@ -131,6 +131,7 @@ Submission::Submission(const SweepConfig& sweep, const std::vector<SweepPoint>& 
       folder_(sweep.folder),
       before_(read_jobs(folder_)),
       awaited_(points.size()) {
+  fs::create_directories(folder_ / "slurm");
   std::map<std::string, std::size_t> known;
   std::size_t last = 0;
   for (const JobRecord& job : before_) {
