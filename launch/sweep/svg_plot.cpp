@@ -14,7 +14,8 @@ namespace {
 constexpr int kColours = 8, kShapes = 4;
 constexpr double kWidth = 420, kHeight = 300;
 constexpr double kLeft = 50, kRight = 14, kTop = 12, kBottom = 44;
-constexpr double kZeroWidth = 34;  // of the place for x = 0 beside a logarithmic axis
+constexpr double kLabelWidth = 40;  // of a tick of the x axis, at the least
+constexpr double kZeroWidth = 34;   // of the place for x = 0 beside a logarithmic axis
 
 struct Range {
   double low = std::numeric_limits<double>::infinity();
@@ -146,8 +147,11 @@ std::string axes(const Plot& plot, const Scale& scale) {
     line("grid", kLeft, scale.y(tick), right, scale.y(tick));
     svg += text(kLeft - 6, scale.y(tick) + 4, "end", fmt::format("{:.6g}", tick));
   }
+  double labelled = -kWidth;  // where the last label is
   for (const double tick : scale.x_ticks()) {
     line("grid", scale.x(tick), kTop, scale.x(tick), bottom);
+    if (scale.x(tick) - labelled < kLabelWidth) continue;
+    labelled = scale.x(tick);
     svg += text(scale.x(tick), bottom + 16, "middle", short_count(tick));
   }
   if (scale.has_zero()) {
@@ -178,8 +182,9 @@ std::string draw(const Plot& plot) {
                                scale.y(point.y));
     if (!corners.empty())
       lines +=
-          fmt::format("<polyline class=\"line c{}\" points=\"{}\"><title>{}</title></polyline>\n",
-                      series.style % kColours, corners, escape_html(series.name));
+          fmt::format("<polyline class=\"line{} c{}\" points=\"{}\"><title>{}</title></polyline>\n",
+                      series.dashed ? " dashed" : "", series.style % kColours, corners,
+                      escape_html(series.name));
     for (const PlotPoint& point : series.marks)
       if (is_drawn(point, plot.log_x))
         marks += mark(series.style, scale.x(point.x), scale.y(point.y), point.title) + "\n";
@@ -223,10 +228,12 @@ const char* plot_style() {
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); } .c7 { color: var(--c7); }
 svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
+@media (max-width: 36rem) { svg text { font-size: 14.5px; } }
 svg .grid { stroke: var(--grid); stroke-width: .7; }
 svg .break { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round; }
+svg .dashed { stroke-dasharray: 5 4; stroke-width: 1.2; }
 svg .mark { fill: currentColor; stroke: var(--card); stroke-width: .8; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem .9rem; margin: .4rem 0 0; padding: 0;
   font-size: .85rem; }

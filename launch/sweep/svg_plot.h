@@ -18,6 +18,7 @@ struct PlotSeries {
   int style = 0;     // colour and shape of the marks
   std::vector<PlotPoint> marks;
   std::vector<PlotPoint> line;  // in the order of drawing; empty: none
+  bool dashed = false;          // of the line
 };
 
 struct Plot {

@@ -89,13 +89,19 @@ Plot scatter(const SweepResults& results, const std::string& id, const std::stri
         {x, y, fmt::format("{}: perplexity {:.3f} at {}", result.point.name, y, short_count(x))});
     means[static_cast<std::size_t>(at - plot.series.begin())].second[x].push_back(y);
   }
+  double last_x = 0;
+  for (const auto& [_, of_series] : means) last_x = std::max(last_x, of_series.rbegin()->first);
   for (std::size_t i = 0; i < plot.series.size(); ++i) {
-    if (means[i].second.size() < 2) continue;
+    // A baseline, which the others are compared with, goes on as a level.
+    plot.series[i].dashed = means[i].second.rbegin()->first == 0 && last_x > 0;
+    if (means[i].second.size() < 2 && !plot.series[i].dashed) continue;
     for (const auto& [x, values] : means[i].second) {
       double sum = 0;
       for (const double value : values) sum += value;
       plot.series[i].line.push_back({x, sum / static_cast<double>(values.size()), ""});
     }
+    if (plot.series[i].dashed)
+      plot.series[i].line.push_back({last_x, plot.series[i].line.back().y, ""});
   }
   return plot;
 }

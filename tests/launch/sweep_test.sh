@@ -186,7 +186,7 @@ for view in json.loads(html.unescape(found[1])):
     assert view["inner"] == view["width"] and view["scroll"] <= view["inner"], "the page is wider than its window"
     assert view["marks"] == {"fgrams": 8, "fgram-parameters": 8, "training-flops": 8, "inference-flops": 8,
                              "training-loss": 0, "validation-loss": 0}, view["marks"]
-    assert view["lines"] == {"fgrams": 2, "fgram-parameters": 0, "training-flops": 3, "inference-flops": 3,
+    assert view["lines"] == {"fgrams": 4, "fgram-parameters": 2, "training-flops": 3, "inference-flops": 3,
                              "training-loss": 8, "validation-loss": 8}, view["lines"]
     assert not view["outside"], view["outside"]
     assert view["columns"] == (1 if view["width"] == 390 else 2), view
