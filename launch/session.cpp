@@ -84,7 +84,7 @@ std::string Session::problem() const {
         "library that was built with it, or one rank",
         provided_, size_, MPI_THREAD_MULTIPLE);
   const auto job = find_slurm_job();
-  if (size_ == 1 && job && job->step && job->tasks > 1)
+  if (size_ == 1 && job && job->by_srun && job->tasks > 1)
     return fmt::format(
         "srun started {} processes (--mpi={}), but to MPI each is the only one: start them with "
         "`srun --mpi=pmix`, or with mpirun",

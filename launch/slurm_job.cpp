@@ -52,14 +52,20 @@ std::optional<SlurmJob> find_slurm_job(const Environment& variable) {
   job.cpus_per_task = number("SLURM_CPUS_PER_TASK");
   job.cpus_on_node = number("SLURM_CPUS_ON_NODE");
   job.end = number_of<std::int64_t>(variable("SLURM_JOB_END_TIME"));
-  // mpirun starts its ranks in the same environment, on other nodes by a step of its own.
-  if (variable("SLURM_STEP_ID") != nullptr && variable("OMPI_COMM_WORLD_SIZE") == nullptr) {
-    job.step = text_of(variable("SLURM_STEP_ID"));
+  // mpirun starts its ranks by a step of its own, whose numbers are of its daemons.
+  job.by_mpirun = variable("OMPI_COMM_WORLD_SIZE") != nullptr;
+  job.by_srun = !job.by_mpirun && variable("SLURM_STEP_ID") != nullptr;
+  if (job.by_mpirun) {
+    job.tasks = number("OMPI_COMM_WORLD_SIZE").value_or(1);
+    job.rank = number("OMPI_COMM_WORLD_RANK").value_or(0);
+    job.local_rank = number("OMPI_COMM_WORLD_LOCAL_RANK").value_or(0);
+  } else if (job.by_srun) {
     job.nodes = number("SLURM_STEP_NUM_NODES").value_or(job.nodes);
     job.tasks = number("SLURM_STEP_NUM_TASKS").value_or(job.tasks);
     job.rank = number("SLURM_PROCID").value_or(0);
     job.local_rank = number("SLURM_LOCALID").value_or(0);
-    job.mpi = text_of(variable("SLURM_MPI_TYPE"));
+    const std::string mpi = text_of(variable("SLURM_MPI_TYPE"));
+    job.mpi = mpi.empty() ? "none" : mpi;
   }
   return job;
 }
@@ -78,14 +84,14 @@ std::string describe(const SlurmJob& job, std::int64_t now) {
   else if (job.cpus_on_node)
     text += fmt::format(", {} on this node", counted(*job.cpus_on_node, "CPU"));
   text += job.end ? fmt::format(", {} left", rough_time(*job.end - now)) : ", time left unknown";
-  if (job.step)
-    text += fmt::format("; srun --mpi={}, task {}, {} on its node", job.mpi.empty() ? "?" : job.mpi,
-                        job.rank, job.local_rank);
+  if (job.by_srun || job.by_mpirun)
+    text += fmt::format("; rank {}, {} on its node, by {}", job.rank, job.local_rank,
+                        job.by_srun ? "srun --mpi=" + job.mpi : "mpirun");
   return text;
 }
 
 std::string srun_problem(const SlurmJob& job, const Environment& variable) {
-  if (!job.step) return "";
+  if (!job.by_srun) return "";
   for (const char* name : {"PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI2_RANK", "OMPI_COMM_WORLD_RANK"})
     if (variable(name) != nullptr) return "";
   return fmt::format(
@@ -93,7 +99,7 @@ std::string srun_problem(const SlurmJob& job, const Environment& variable) {
       "find one another: start it with `srun --mpi=pmix` (`srun --mpi=list` says what there is), "
       "or "
       "with mpirun",
-      job.tasks, job.mpi.empty() ? "none" : job.mpi);
+      job.tasks, job.mpi);
 }
 
 }  // namespace scone

@@ -13,14 +13,14 @@ struct SlurmJob {
   std::string partition;
   int restarts = 0;  // how often it was requeued
   int nodes = 1;
-  int tasks = 1;                     // of the job; where this process is in a step, of the step
+  int tasks = 1;                     // of the job, or of what started this process: of the step
   std::optional<int> cpus_per_task;  // where it was asked for
   std::optional<int> cpus_on_node;   // of the job, here
   std::optional<std::int64_t> end;   // of its time; seconds since 1970
-  // Where srun started this process, and not a batch script or an mpirun in it:
-  std::optional<std::string> step;  // its number
-  int rank = 0, local_rank = 0;     // of the step, and among those of this node
-  std::string mpi;                  // srun's --mpi: pmix, none, ..
+  // What started this process; otherwise it is the batch script, or what that started.
+  bool by_srun = false, by_mpirun = false;
+  int rank = 0, local_rank = 0;  // of what it started, and among those of this node
+  std::string mpi;               // srun's --mpi: pmix, none, ..
 };
 
 using Environment = std::function<const char*(const char*)>;

@@ -21,7 +21,7 @@ slurm_start() {
   tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
   slurm_folder=$(mktemp -d --tmpdir slurm.XXXXXX)
   chmod 755 "$slurm_folder" # munged refuses a socket that others cannot reach
-  mkdir "$slurm_folder"/{state,spool,munge}
+  mkdir "$slurm_folder"/{state,spool,munge,tmp}
   (umask 077 && head -c 1024 /dev/urandom >"$slurm_folder/munge/key")
   ports=$(python3 -c '
 import socket
@@ -39,6 +39,7 @@ CredType=cred/munge
 AuthInfo=socket=$slurm_folder/munge/socket
 StateSaveLocation=$slurm_folder/state
 SlurmdSpoolDir=$slurm_folder/spool
+TmpFS=$slurm_folder/tmp
 SlurmctldPidFile=$slurm_folder/slurmctld.pid
 SlurmdPidFile=$slurm_folder/slurmd.pid
 SlurmctldLogFile=$slurm_folder/slurmctld.log

@@ -87,6 +87,10 @@ for run in srun-ranks srun-batch srun-full mpirun-batch; do
   esac
 done
 for run in "${!jobs[@]}"; do
+  becomes "${jobs[$run]}" Restarts 1
+  scontrol update job="${jobs[$run]}" StartTime=now # else Slurm waits for two minutes
+done
+for run in "${!jobs[@]}"; do
   becomes "${jobs[$run]}" JobState COMPLETED
   [ "$(of "${jobs[$run]}" Restarts) $(of "${jobs[$run]}" ExitCode)" = "1 0:0" ] ||
     fail "$run: restarts, exit code: $(of "${jobs[$run]}" Restarts) $(of "${jobs[$run]}" ExitCode); expected 1 0:0"
@@ -94,13 +98,17 @@ for run in "${!jobs[@]}"; do
   stopped=$(sed -n 's/.*resumed from .* at step \([0-9]*\)$/\1/p' "$run.log")
   [ "${stopped:-0}" -ge 20 ] && [ "$stopped" -lt 150 ] || fail "$run: resumed at step '$stopped'"
   [ "$(losses_of "$run")" = "$(losses_of whole)" ] || fail "$run: losses are not those of the run that was left alone"
-  expected="Slurm job ${jobs[$run]}, restart 1, in all: 1 node, 2 tasks, 1 CPU each, 9m left"
-  [[ $run = mpirun* ]] || expected+='; srun --mpi=pmix, task 0, 0 on its node'
+  expected="Slurm job ${jobs[$run]}, restart 1, in all: 1 node, 2 tasks, 1 CPU each, 9m left; rank 0, 0 on its node, by "
+  case $run in
+    srun*) expected+='srun --mpi=pmix' ;;
+    mpirun*) expected+=mpirun ;;
+  esac
   grep -qF "$expected" "$run.log" || fail "$run: expected the line: $expected"
 done
 for run in "${!bakes[@]}"; do
   becomes "${bakes[$run]}" JobState COMPLETED
-  "$scone" inspect "bundle-$run" | grep -q 'bundle of step 150' || fail "no bundle of $run"
+  "$scone" inspect "bundle-$run" >inspect.log || fail "the bundle of $run"
+  grep -q 'bundle of step 150' inspect.log || fail "the bundle of $run is of another step"
 done
 export SCONE_LAUNCHER=srun
 
@@ -130,8 +138,35 @@ becomes "$array" JobState "COMPLETED FAILED"
 grep -q 'trainer.steps: expected one of' array-3.log || fail "the array's third task, whose command is wrong"
 [ "$(of "${array}_3" ExitCode)" = 2:0 ] || fail "the array's third task ended with $(of "${array}_3" ExitCode), expected 2:0"
 
+# What the signal kills goes back into the queue too, but not what fails by itself: a program in scone's place shows it.
+cat >program <<'PROGRAM'
+#!/bin/sh
+echo "$*" >>program.log
+[ "$1" = train ] && exit 137
+exec sleep 100
+PROGRAM
+chmod +x program
+killed=$(SCONE=$PWD/program submit bake --output=killed.log -- bundle)
+failed=$(SCONE=$PWD/program SCONE_LAUNCHER=mpirun submit train --output=failed.log -- run.yaml)
+for _ in $(seq 300); do
+  [ "$(sort program.log 2>/dev/null | uniq -c | tr -s ' \n' ' ')" = " 2 bake bundle 2 train run.yaml " ] && break
+  sleep 0.1
+done
+scancel --signal=TERM --batch "$killed"
+becomes "$killed" Restarts 1
+scancel "$killed"
+becomes "$failed" JobState FAILED
+[ "$(of "$failed" Restarts)" = 0 ] || fail "a job that failed was requeued"
+
 # srun without PMIx: refused by a message that says what to do, not by processes that each take themselves for rank 0.
 SCONE_SRUN_MPI=none submit train --wait --output=none.log -- run.yaml run.folder=none >/dev/null && fail "srun --mpi=none ended with 0"
 grep -q 'srun started this process as one of 2 (--mpi=none) without PMIx.*start it with `srun --mpi=pmix`' none.log || fail "srun --mpi=none"
 [ ! -e none ] || fail "srun --mpi=none began a run"
+# srun whose tasks cannot be launched, because a folder of PMIx is taken: srun itself ends with 0.
+taken=$(submit train --hold --output=taken.log -- run.yaml run.folder=taken)
+mkdir "$slurm_folder/tmp/spmix_appdir_0_$taken.0"
+scontrol release "$taken"
+becomes "$taken" JobState FAILED
+grep -q 'job.sh: srun ended with 0 but started nothing' taken.log || fail "srun that started nothing"
+[ -z "$(find . -name '.scone-job-*')" ] || fail "left behind: $(find . -name '.scone-job-*')"
 echo "slurm_test: passed"
