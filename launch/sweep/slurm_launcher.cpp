@@ -159,8 +159,11 @@ fs::path Submission::script() const {
 }
 
 std::vector<std::string> Submission::options() const {
+  // All that array.sbatch asks for by itself is said here.
   std::vector<std::string> options = {fmt::format("--nodes={}", slurm_.nodes),
-                                      fmt::format("--ntasks-per-node={}", slurm_.ntasks_per_node)};
+                                      fmt::format("--ntasks={}", sweep_.ranks()),
+                                      fmt::format("--ntasks-per-node={}", slurm_.ntasks_per_node),
+                                      fmt::format("--cpus-per-task={}", slurm_.cpus_per_task)};
   const auto add = [&](const char* name, const std::string& value) {
     if (!value.empty()) options.push_back(fmt::format("--{}={}", name, value));
   };
@@ -169,7 +172,6 @@ std::vector<std::string> Submission::options() const {
   add("partition", slurm_.partition);
   add("time", slurm_.time);
   add("gpus-per-node", count(slurm_.gpus_per_node));
-  add("cpus-per-task", count(slurm_.cpus_per_task));
   options.insert(options.end(), slurm_.options.begin(), slurm_.options.end());
   return options;
 }
@@ -217,7 +219,9 @@ void Submission::submit(Stage stage, const std::string& dependency,
   if (!dependency.empty())
     sbatch.insert(sbatch.end(), {"--dependency=aftercorr:" + dependency,
                                  "--kill-on-invalid-dep=yes"});  // else it would wait for ever
-  const std::vector<std::string> environment = {"SCONE=" + program_};
+  const fs::path launch = fs::absolute(script()).parent_path().parent_path();
+  const std::vector<std::string> environment = {
+      "SCONE=" + program_, "SCONE_REPOSITORY=" + launch.parent_path().string()};
   const auto finish = [&](std::vector<std::string> command) {
     command.insert(command.end(), {script().string(), commands.string()});
     return call(folder_, command, environment);

@@ -284,7 +284,7 @@ SlurmLauncher SweepReader::slurm(const YAML::Node& section) const {
        {"nodes", count(slurm.nodes, 1)},
        {"ntasks_per_node", count(slurm.ntasks_per_node, 1)},
        {"gpus_per_node", count(slurm.gpus_per_node, 0)},
-       {"cpus_per_task", count(slurm.cpus_per_task, 0)},
+       {"cpus_per_task", count(slurm.cpus_per_task, 1)},
        {"max_running", count(slurm.max_running, 0)},
        {"options", [&](const auto& value, const auto& key) { slurm.options = texts(value, key); }},
        {"script", word(slurm.script)}});

@@ -67,9 +67,10 @@ struct LocalLauncher {
 struct SlurmLauncher {
   std::string account, partition, time;  // empty: Slurm's default
   int nodes = 1, ntasks_per_node = 1;
-  int gpus_per_node = 0, cpus_per_task = 0;  // 0: not asked for
-  int max_running = 0;                       // tasks of an array at once; 0: no limit
-  std::vector<std::string> options;          // of sbatch, further ones
+  int cpus_per_task = 1;
+  int gpus_per_node = 0;             // 0: none asked for
+  int max_running = 0;               // tasks of an array at once; 0: no limit
+  std::vector<std::string> options;  // of sbatch, further ones
   std::string script;  // empty: launch/slurm/array.sbatch beside the program's build folder
 };
 

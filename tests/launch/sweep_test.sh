@@ -357,7 +357,7 @@ ends 2 'sbatch refused the eval jobs, and nothing is submitted: sbatch: error: A
 [ ! -e half/slurm/jobs.json ] || fail "cancelled jobs are kept"
 rm slurm-programs/{calls,sbatch.log}
 ends 0 'submitted eval-baked: 1 as job 104' "$scone" sweep slurm.yaml
-common='--nodes=1 --ntasks-per-node=2 --account=lab --partition=cpu --time=01:00:00 --gpus-per-node=4 --exclusive'
+common='--nodes=1 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=1 --account=lab --partition=cpu --time=01:00:00 --gpus-per-node=4 --exclusive'
 cat >expected <<TEXT
 --test-only --parsable $common --array=1-2%3 --job-name=slurm-train --output=in slurm/slurm/train-%A_%a.log array.sbatch in slurm/slurm/0001-train.commands
 --parsable $common --array=1-2%3 --job-name=slurm-train --output=in slurm/slurm/train-%A_%a.log array.sbatch in slurm/slurm/0001-train.commands
