@@ -113,7 +113,7 @@ sed 's/seeds: \[1\]/seeds: [1, 2]/' whole.yaml >larger.yaml
 ends 2 "folder: whole belongs to the sweep 'whole', and this one is 'larger'; .* set name: whole" "$scone" sweep larger.yaml
 echo 'name: whole' >>larger.yaml
 ends 0 '12 points, 8 finished; to train: 61.4K tokens, .* time [0-9.]+s' "$scone" sweep larger.yaml --dry-run
-ends 0 '8 finished' "$scone" sweep status whole
+ends 0 '8 finished' "$scone" sweep status whole --watch
 
 # The report, in a browser at the width of a phone and of a desk.
 ends 0 'whole/report.html' "$scone" sweep report whole

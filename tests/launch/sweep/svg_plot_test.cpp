@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 
 namespace scone {
 namespace {
@@ -41,6 +42,31 @@ TEST(SvgPlot, DrawsEachMarkAndLine) {
   EXPECT_THAT(svg, HasSubstr(">f-grams</text>"));
   for (const char* tick : {">0<", ">10K<", ">100K<", ">1M<", ">40<", ">60<"})
     EXPECT_THAT(svg, HasSubstr(tick));
+}
+
+/// Where the circle with this title is drawn.
+std::pair<double, double> centre(const std::string& svg, const std::string& title) {
+  const auto begin = svg.find("data-title=\"" + title + "\"");
+  const auto number = [&](const char* name) {
+    return std::stod(svg.substr(svg.find(name, begin) + 4));
+  };
+  return {number("cx=\""), number("cy=\"")};
+}
+
+TEST(SvgPlot, MarksAreWhereTheirValuesSay) {
+  Plot plot = two_series();
+  plot.series[0].marks.push_back({1e5, 45, "between"});
+  const std::string svg = draw(plot);
+  const auto zero = centre(svg, "zero"), a = centre(svg, "a"), b = centre(svg, "b"),
+             between = centre(svg, "between");
+  EXPECT_LT(zero.first, a.first);
+  EXPECT_NEAR(between.first, (a.first + b.first) / 2, 0.11);  // logarithmic; 0.1 is drawn
+  EXPECT_NEAR(a.second, (zero.second + b.second) / 2, 0.11);
+  EXPECT_LT(zero.second, b.second);  // 50 above 40
+  plot.log_x = false;
+  const std::string linear = draw(plot);
+  const double x0 = centre(linear, "zero").first, x1 = centre(linear, "b").first;
+  EXPECT_NEAR(centre(linear, "between").first, x0 + 0.1 * (x1 - x0), 0.11);
 }
 
 TEST(SvgPlot, ZeroHasAPlaceOnALogarithmicAxis) {
@@ -84,6 +110,13 @@ TEST(SvgPlot, ManySeriesFoldTheLegend) {
   EXPECT_THAT(draw_legend(plot), Not(HasSubstr("<details>")));
   for (int i = 0; i < 10; ++i) plot.series.push_back({"more", i, {}, {}});
   EXPECT_THAT(draw_legend(plot), HasSubstr("<summary>12 series</summary>"));
+}
+
+TEST(SvgPlot, DashedLine) {
+  Plot plot = two_series();
+  EXPECT_THAT(draw(plot), HasSubstr("class=\"line c0\""));
+  plot.series[0].dashed = true;
+  EXPECT_THAT(draw(plot), HasSubstr("class=\"line dashed c0\""));
 }
 
 TEST(SvgPlot, Counts) {
