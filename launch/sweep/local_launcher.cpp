@@ -47,6 +47,8 @@ class CountedSignals {
       action.sa_handler = count_signal;
       action.sa_flags = SA_RESTART;
       sigaction(kSignals[i], &action, &before_[i]);
+      if (kSignals[i] == SIGHUP && before_[i].sa_handler == SIG_IGN)  // started by nohup
+        sigaction(kSignals[i], &before_[i], nullptr);
     }
   }
   ~CountedSignals() {
@@ -196,7 +198,9 @@ void LocalRunner::ended(Progress& progress, int code) {
     record("interrupted");
     return;
   }
-  if (code == kRequeue && stage.stage == Stage::train) {
+  std::error_code error;
+  if (code == kRequeue && stage.stage == Stage::train &&
+      std::filesystem::exists(stage.result, error)) {
     // Such as at run.time_limit. One that comes no further would go on for ever.
     const std::int64_t step = read_json_file(stage.result).value("step", std::int64_t{0});
     if (std::exchange(progress.saved_step, step) < step) return;

@@ -257,6 +257,25 @@ done
 ends 0 'all 1 points are finished' "$scone" sweep stopped.yaml
 grep -q 'mpirun .* -np 2 .*scone train stopped/points/a/point.yaml' stopped/points/a/sweep.log || fail "no mpirun: $(cat stopped/points/a/sweep.log)"
 
+# What mpirun gets is SIGUSR1, for at SIGTERM it would kill its ranks a second later; `mpirun` names another and its options.
+cat >mpirun-stand-in <<'SH'
+#!/usr/bin/env bash
+echo "$*" >mpirun-arguments
+for signal in USR1 TERM INT; do trap "echo $signal >mpirun-signal; exit 75" "$signal"; done
+while :; do sleep 0.1; done
+SH
+chmod +x mpirun-stand-in
+sed -e 's/folder: stopped/folder: other/' -e 's/oversubscribe: true/oversubscribe: true, mpirun: .\/mpirun-stand-in --option/' stopped.yaml >other.yaml
+"$scone" sweep other.yaml >other.log 2>&1 &
+sweep=$!
+waits_for 30 test -s mpirun-arguments
+kill -TERM "$sweep"
+code=0
+wait "$sweep" || code=$?
+sweep=
+[ "$code $(cat mpirun-signal)" = "75 USR1" ] || fail "expected exit code 75 and SIGUSR1, found $code $(cat mpirun-signal)"
+grep -q '^--option -np 2 .*scone train other/points/a/point.yaml' mpirun-arguments || fail "mpirun got $(cat mpirun-arguments)"
+
 # A point that fails is tried again, shown, and keeps no other from its end.
 cat >failing.yaml <<'YAML'
 run: base.yaml
@@ -350,6 +369,7 @@ YAML
 sed 's/partition: cpu/partition: gone/' slurm.yaml >gone.yaml
 sed -i 's/folder: .*/folder: gone/' gone.yaml
 ends 2 'sbatch refused the train jobs, and nothing is submitted: sbatch: error: invalid partition specified: gone' "$scone" sweep gone.yaml
+[ "$(wc -l <slurm-programs/sbatch.log)" = 1 ] || fail "expected --test-only alone: $(cat slurm-programs/sbatch.log)"
 [ ! -e gone/slurm/jobs.json ] && [ ! -e slurm-programs/calls ] || fail "something was submitted to a partition that is not there"
 sed 's/folder: .*/folder: half/' slurm.yaml >half.yaml
 ends 2 'sbatch refused the eval jobs, and nothing is submitted: sbatch: error: AssocMaxSubmitJobLimit' env refuse=3 "$scone" sweep half.yaml
