@@ -12,9 +12,11 @@ namespace scone {
 /// What every subcommand gets: the ranks it runs on, and where its result goes.
 struct CommandContext {
   Communicator& world;
-  bool json = false;  // --json: one JSON object on stdout as the last line, from rank 0
+  bool json = false;        // --json: one JSON object on stdout as the last line, from rank 0
+  std::string result_file;  // --result: the same object as a file, whole or not at all; empty: none
   bool is_root() const { return world.rank() == 0; }
-  /// Prints `result` as the last line where --json was given (rank 0 only).
+  /// Prints `result` as the last line where --json was given, and writes it where --result was
+  /// (rank 0 only). Throws InputError where it cannot be written.
   void print_result(const nlohmann::json& result) const;
 };
 
@@ -33,5 +35,6 @@ void add_inspect(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_export(CLI::App& app, Action& action);
 void add_import(CLI::App& app, Action& action);
+void add_sweep(CLI::App& app, Action& action);
 
 }  // namespace scone

@@ -74,6 +74,8 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                         {"rows", rows},
                         {"kind", model.kind},
                         {"path", model.path.string()},
+                        {"data", arguments.data},
+                        {"most_tokens", parse_size(arguments.tokens)},
                         {"step", model.step},
                         {"seconds", result.seconds}});
   return 0;

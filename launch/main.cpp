@@ -48,6 +48,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_bench(app, action);
   scone::add_export(app, action);
   scone::add_import(app, action);
+  scone::add_sweep(app, action);
 }
 
 int run(int argc, char** argv, scone::Session& session) {
@@ -55,6 +56,7 @@ int run(int argc, char** argv, scone::Session& session) {
   CLI::App app("Distributed training of SCONE language models", "scone");
   scone::Action action;
   bool json = false;
+  std::string result_file;
   std::optional<int> hang_rank;
   add_commands(app, action);
   auto add_hang_rank = [&](CLI::App& to) {
@@ -64,6 +66,8 @@ int run(int argc, char** argv, scone::Session& session) {
   add_hang_rank(app);
   for (CLI::App* command : app.get_subcommands({})) {
     command->add_flag("--json", json, "Print the result as one JSON object, the last line");
+    command->add_option("--result", result_file,
+                        "Also write that object to this file, which is there once all is done");
     add_hang_rank(*command);
   }
   try {
@@ -78,7 +82,7 @@ int run(int argc, char** argv, scone::Session& session) {
   try {
     session.check_ranks();
     if (hang_rank) session.wait_for_debugger(*hang_rank);
-    scone::CommandContext context{*world, json};
+    scone::CommandContext context{*world, json, result_file};
     omp_set_num_threads(scone::default_threads(*world));
     const std::int64_t code = action(context);
     return static_cast<int>(world->all_reduce_value(code, scone::ReduceOp::max));

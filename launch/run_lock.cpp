@@ -46,18 +46,17 @@ int try_lock(int descriptor) {
 
 }  // namespace
 
-RunLock::RunLock(const std::filesystem::path& folder, std::chrono::seconds patience) {
+RunLock::RunLock(const std::filesystem::path& folder, std::chrono::seconds patience,
+                 const std::string& key) {
   const std::string file = (folder / ".lock").string();
   descriptor_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0)
-    throw InputError(
-        fmt::format("run.folder: {} cannot be opened: {}; remove it, or choose "
-                    "another folder",
-                    file, std::strerror(errno)));
+    throw InputError(fmt::format("{}: {} cannot be opened: {}; remove it, or choose another folder",
+                                 key, file, std::strerror(errno)));
   const auto deadline = std::chrono::steady_clock::now() + patience;
   int error = try_lock(descriptor_);
-  if (error == EWOULDBLOCK)
-    spdlog::info("run.folder: {} is held by {}; waiting up to {} s for it to end", file,
+  if (error == EWOULDBLOCK && patience.count() > 0)
+    spdlog::info("{}: {} is held by {}; waiting up to {} s for it to end", key, file,
                  read_holder(descriptor_), patience.count());
   while (error == EWOULDBLOCK && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -67,14 +66,13 @@ RunLock::RunLock(const std::filesystem::path& folder, std::chrono::seconds patie
     const std::string holder = read_holder(descriptor_);
     ::close(descriptor_);
     throw InputError(
-        fmt::format("run.folder: {} is in use: {} holds {}; wait for that run or end it, or give "
+        fmt::format("{}: {} is in use: {} holds {}; wait for that run or end it, or give "
                     "this one a folder of its own",
-                    folder.string(), holder, file));
+                    key, folder.string(), holder, file));
   }
   if (error != 0) {
-    spdlog::warn(
-        "run.folder: {} cannot be locked ({}); see to it that no second run writes this folder",
-        file, std::strerror(error));
+    spdlog::warn("{}: {} cannot be locked ({}); see to it that no second run writes this folder",
+                 key, file, std::strerror(error));
     return;
   }
   // What another run reads in a message; that it could not be written is no reason to end.
@@ -85,5 +83,13 @@ RunLock::RunLock(const std::filesystem::path& folder, std::chrono::seconds patie
 }
 
 RunLock::~RunLock() { ::close(descriptor_); }
+
+bool is_locked(const std::filesystem::path& folder) {
+  const int descriptor = ::open((folder / ".lock").c_str(), O_RDWR | O_CLOEXEC);
+  if (descriptor < 0) return false;
+  const bool held = try_lock(descriptor) == EWOULDBLOCK;
+  ::close(descriptor);
+  return held;
+}
 
 }  // namespace scone

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <string>
 
 namespace scone {
 
@@ -12,10 +13,11 @@ class RunLock {
  public:
   /// Waits up to `patience` for a run that is about to end, such as what a killed mpirun leaves for
   /// a second or two. Throws InputError that names the holder where it goes on, or the file where
-  /// it cannot be opened. A file system that refuses flock gets a warning and no lock. Not
-  /// collective: rank 0 holds it for all.
+  /// it cannot be opened; `key` is the one that names the folder. A file system that refuses flock
+  /// gets a warning and no lock. Not collective: rank 0 holds it for all.
   explicit RunLock(const std::filesystem::path& folder,
-                   std::chrono::seconds patience = std::chrono::seconds(15));
+                   std::chrono::seconds patience = std::chrono::seconds(15),
+                   const std::string& key = "run.folder");
   ~RunLock();
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
@@ -23,5 +25,8 @@ class RunLock {
  private:
   int descriptor_ = -1;
 };
+
+/// Whether a process holds the lock of a folder, this one included.
+bool is_locked(const std::filesystem::path& folder);
 
 }  // namespace scone

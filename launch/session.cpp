@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "launch/slurm_job.h"
 #include "parallel/error.h"
 
 extern "C" {
@@ -57,6 +58,12 @@ std::string error_line(int rank, int size, const std::string& message) {
 }  // namespace
 
 Session::Session(int& argc, char**& argv) {
+#if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION < 5
+  // It would end the process, with advice on how to build Open MPI.
+  const auto variable = [](const char* name) -> const char* { return std::getenv(name); };
+  if (const auto job = find_slurm_job()) no_mpi_ = srun_problem(*job, variable);
+  if (!no_mpi_.empty()) return;
+#endif
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided_);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
@@ -64,16 +71,29 @@ Session::Session(int& argc, char**& argv) {
 }
 
 Session::~Session() {
+  if (!no_mpi_.empty()) return;
   MPI_Comm_free(&errors_);
   MPI_Finalize();
 }
 
-void Session::check_ranks() const {
+std::string Session::problem() const {
+  if (!no_mpi_.empty()) return no_mpi_;
   if (size_ > 1 && provided_ < MPI_THREAD_MULTIPLE)
-    throw InputError(
-        fmt::format("this MPI library gives thread level {}, but {} ranks need {} "
-                    "(MPI_THREAD_MULTIPLE): use a library that was built with it, or one rank",
-                    provided_, size_, MPI_THREAD_MULTIPLE));
+    return fmt::format(
+        "this MPI library gives thread level {}, but {} ranks need {} (MPI_THREAD_MULTIPLE): use a "
+        "library that was built with it, or one rank",
+        provided_, size_, MPI_THREAD_MULTIPLE);
+  const auto job = find_slurm_job();
+  if (size_ == 1 && job && job->by_srun && job->tasks > 1)
+    return fmt::format(
+        "srun started {} processes (--mpi={}), but to MPI each is the only one: start them with "
+        "`srun --mpi=pmix`, or with mpirun",
+        job->tasks, job->mpi);
+  return "";
+}
+
+void Session::check_ranks() const {
+  if (const std::string found = problem(); !found.empty()) throw InputError(found);
 }
 
 std::unique_ptr<Communicator> Session::make_world() const {
@@ -81,6 +101,10 @@ std::unique_ptr<Communicator> Session::make_world() const {
 }
 
 int Session::report(const std::string& message, int code) {
+  if (!no_mpi_.empty()) {
+    print(fmt::format("scone: error: {}\n", message));
+    return code;
+  }
   if (size_ > 1 && !all_failed()) {
     print(error_line(rank_, size_, message));
     // Time for mpirun to forward the message before it tells of the abort.
@@ -125,6 +149,7 @@ void Session::wait_for_debugger(int rank) {
     while (scone_debugger_attached == 0)
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
+  if (!no_mpi_.empty()) return;
   // The others may wait long, so they leave their cores alone.
   MPI_Request request = MPI_REQUEST_NULL;
   MPI_Ibarrier(errors_, &request);
@@ -135,7 +160,12 @@ void Session::wait_for_debugger(int rank) {
 }
 
 void end_all_ranks(const std::string& message, int code) {
-  int rank = 0, size = 1;
+  int rank = 0, size = 1, running = 0;
+  MPI_Initialized(&running);
+  if (running == 0) {
+    print(error_line(rank, size, message));
+    std::_Exit(code);
+  }
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   print(error_line(rank, size, message));

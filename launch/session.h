@@ -23,9 +23,12 @@ class Session {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  /// Throws InputError where there are several ranks and this MPI does not let several threads use
-  /// it at once, which the batch stream's thread does; and where a build without MPI is one of
-  /// several ranks.
+  /// Why the ranks cannot work together, with what to do; empty: they can. Where there are several
+  /// and this MPI does not let several threads use it at once, which the batch stream's thread
+  /// does; where srun started several processes of which each takes itself for the only one, or
+  /// starts them so that MPI could not start; where a build without MPI is one of several ranks.
+  std::string problem() const;
+  /// Throws InputError where there is a problem.
   void check_ranks() const;
 
   /// Collective. All ranks as one group, which must go before the session does.
@@ -47,6 +50,7 @@ class Session {
   bool all_failed();
 
   int provided_ = 0;
+  std::string no_mpi_;               // why MPI was not started; this process is then by itself
   MPI_Comm errors_ = MPI_COMM_NULL;  // used by report() and wait_for_debugger() alone
 #endif
 };

@@ -30,15 +30,20 @@ Session::Session(int&, char**&) {}
 Session::~Session() = default;
 
 /// Each rank of a job of several would take itself for the only one.
-void Session::check_ranks() const {
+std::string Session::problem() const {
   for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
     const char* ranks = std::getenv(variable);
     if (ranks != nullptr && std::atoi(ranks) > 1)
-      throw InputError(
-          fmt::format("started as one of {} ranks ({}), but this scone was built without MPI and "
-                      "serves one: build it with -DSCONE_MPI=ON, or start one",
-                      ranks, variable));
+      return fmt::format(
+          "started as one of {} ranks ({}), but this scone was built without MPI and serves one: "
+          "build it with -DSCONE_MPI=ON, or start one",
+          ranks, variable);
   }
+  return "";
+}
+
+void Session::check_ranks() const {
+  if (const std::string found = problem(); !found.empty()) throw InputError(found);
 }
 
 std::unique_ptr<Communicator> Session::make_world() const { return make_self_communicator(); }

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "launch/slurm_job.h"
+
 namespace scone {
 
 int default_threads(Communicator& world) {
@@ -25,7 +27,10 @@ int default_threads(Communicator& world) {
     return std::equal(bytes.begin(), bytes.end(), other.begin(), other.end());
   });
   if (std::getenv("OMP_NUM_THREADS") != nullptr) return omp_get_max_threads();
-  return std::max(1, CPU_COUNT(&own.cores) / static_cast<int>(sharing));
+  const int cores = std::max(1, CPU_COUNT(&own.cores) / static_cast<int>(sharing));
+  // Where Slurm does not bind its tasks, they may run on the cores of other jobs too.
+  const auto job = find_slurm_job();
+  return job && job->cpus_per_task ? std::clamp(*job->cpus_per_task, 1, cores) : cores;
 }
 
 }  // namespace scone

@@ -18,6 +18,7 @@
 #include "launch/command.h"
 #include "launch/run_lock.h"
 #include "launch/session.h"
+#include "launch/slurm_job.h"
 #include "model/ops/ops.h"
 #include "model/ops/profiled_backend.h"
 #include "parallel/agreed_errors.h"
@@ -131,6 +132,17 @@ void report(const OperationProfile& profile, const RunConfig& config, const Comp
                profile.table(peak));
 }
 
+/// Says what Slurm gives the run, and warns of a time limit that comes too late.
+void report_slurm_job(const SlurmJob& job, double time_limit) {
+  const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  spdlog::info("{}", describe(job, now));
+  if (job.end && time_limit > static_cast<double>(*job.end - now))
+    spdlog::warn(
+        "run.time_limit {} is more than the {} s that the Slurm job has left; set it lower, or "
+        "have Slurm send a signal before the end (--signal)",
+        time_limit, *job.end - now);
+}
+
 int run_train(const Arguments& arguments, CommandContext& context) {
   Communicator& world = context.world;
   RunConfig config = load_run_config(arguments.file, arguments.overrides, world.size());
@@ -165,7 +177,10 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   run_agreed(world, [&] {
     if (context.is_root()) describe_run(trainer.config());
   });
-  if (context.is_root()) spdlog::info("computing on {}", device.description);
+  if (context.is_root()) {
+    if (const auto job = find_slurm_job()) report_slurm_job(*job, config.run.time_limit);
+    spdlog::info("computing on {}", device.description);
+  }
   const TrainingResult result = trainer.run();
   nlohmann::json json = {{"step", result.step},
                          {"tokens", result.tokens},

@@ -384,6 +384,12 @@ const ConfigField* find_config_field(const std::string& key) {
   return at == fields.end() ? nullptr : &*at;
 }
 
+const std::string& nearest_name(const std::string& name, const std::vector<std::string>& names) {
+  return *std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(name, a) < edit_distance(name, b);
+  });
+}
+
 std::string nearest_config_key(const std::string& key) {
   std::set<std::string> candidates;
   for (const ConfigField& field : config_fields()) {

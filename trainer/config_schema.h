@@ -32,6 +32,9 @@ const std::vector<ConfigField>& config_fields();
 /// The field of a dotted key, or null.
 const ConfigField* find_config_field(const std::string& key);
 
+/// The one of `names` (at least one) that is nearest to `name` by edit distance.
+const std::string& nearest_name(const std::string& name, const std::vector<std::string>& names);
+
 /// The dotted key, or section, nearest to `key` by edit distance.
 std::string nearest_config_key(const std::string& key);
 

@@ -3,7 +3,10 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
+#include <ctime>
 #include <mutex>
 #include <stop_token>
 
@@ -11,12 +14,27 @@ namespace scone {
 namespace {
 
 std::atomic<int> received_signal = 0;  // set by one thread, read by others
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
+std::atomic<std::int64_t> received_at = 0;
+static_assert(std::atomic<int>::is_always_lock_free &&
+                  std::atomic<std::int64_t>::is_always_lock_free,
+              "a signal handler sets them");
+
+/// Nanoseconds of the monotonic clock, whose functions of <chrono> a signal handler may not call.
+std::int64_t now() {
+  timespec time{};
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
 
 void on_signal(int signal) {
-  received_signal = signal;
-  std::signal(SIGTERM, SIG_DFL);
-  std::signal(SIGUSR1, SIG_DFL);
+  if (received_signal == 0) {
+    received_at = now();
+    received_signal = signal;
+  } else if (now() - received_at >= std::chrono::nanoseconds(StopSignal::one_stop).count()) {
+    // This thread has it blocked until the handler returns, and then ends the process.
+    std::signal(signal, SIG_DFL);
+    raise(signal);
+  }
 }
 
 sigset_t stop_signals() {
@@ -41,6 +59,7 @@ void wait_for_signals(const std::stop_token& stop) {
 
 StopSignal::StopSignal() {
   received_signal = 0;
+  received_at = 0;
   const sigset_t set = stop_signals();
   pthread_sigmask(SIG_BLOCK, &set, &mask_before_);
   std::signal(SIGTERM, on_signal);

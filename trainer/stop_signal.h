@@ -1,12 +1,15 @@
 #pragma once
 
+#include <chrono>
 #include <csignal>
 #include <thread>
 
 namespace scone {
 
-/// From construction to destruction SIGTERM and SIGUSR1 set a flag instead of ending the process; a
-/// second such signal ends it at once.
+/// From construction to destruction SIGTERM and SIGUSR1 set a flag instead of ending the process.
+/// What comes within two seconds of the first is the same wish to stop, told by several: Slurm, for
+/// one, signals the ranks and the batch script, which hands it on. A later one ends the process at
+/// once.
 ///
 /// No thread that computes takes the signal: oneDNN's single-threaded products lead the stack
 /// pointer into a block of the heap, where a handler's frame would overwrite what lies below it.
@@ -15,6 +18,8 @@ namespace scone {
 /// them. Destroy it on the thread that made it.
 class StopSignal {
  public:
+  static constexpr std::chrono::seconds one_stop{2};
+
   StopSignal();
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;

@@ -91,7 +91,7 @@ ends 2 "" "$scone" trian good.yaml
 ends 2 "" "$scone"
 ends 0 "" "$scone" --help
 grep -q 'tokenize' out || fail "expected the subcommands in --help"
-for command in tokenize fgrams train eval bake generate inspect; do
+for command in tokenize fgrams train eval bake generate inspect sweep; do
   ends 0 "" "$scone" "$command" --help
   grep -q -- '--json' out || fail "expected --json in $command --help"
 done

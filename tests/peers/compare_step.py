@@ -2,7 +2,7 @@
 """Training steps on the processor beside PyTorch's and llm.c's: every program in turn, several rounds, medians.
 
   compare_step.py [--scone build/scone] [--cases 30m,124m-short,124m] [--rounds 5] [--steps 5] [--threads 2]
-                  [--llmc PROGRAM]    tests/peers/llmc_step.c, compiled; without it llm.c is left out
+                  [--python /usr/bin/python3] [--llmc PROGRAM]    tests/peers/llmc_step.c, compiled; without it llm.c is left out
 
 A line a program: tokens/s (median over the rounds), the ratio of our own in the same dtype to it (median of the rounds'
 ratios), the share of the measured matrix peak that a step runs at, and the most memory the process held. Where a program
@@ -62,9 +62,9 @@ def programs_of(case, options):
     sizes = ["--shapes", shape, "--context", str(context), "--batch-tokens", str(tokens), "--microbatch-tokens",
              str(tokens), "--rounds", str(options.steps)]
     for dtype in ("fp32", "bf16"):
-        programs.append(Program("scone", dtype, [options.scone, "bench", "step", *sizes, "--dtype", dtype, "--json"],
+        programs.append(Program("scone", dtype, [options.scone, "bench", "--json", "step", *sizes, "--dtype", dtype],
                                 lambda result: result["rows"][0]))
-        programs.append(Program("PyTorch", dtype, [sys.executable, os.path.join(HERE, "torch_step.py"), "--device", "cpu",
+        programs.append(Program("PyTorch", dtype, [options.python, os.path.join(HERE, "torch_step.py"), "--device", "cpu",
                                                    *sizes, "--dtype", dtype], lambda result: result["rows"][0]))
     if options.llmc:
         programs.append(Program("llm.c", "fp32", [options.llmc, *map(str, (width, layers, heads, context, sequences,
@@ -106,6 +106,7 @@ def compare(case, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scone", default=os.path.join(HERE, "..", "..", "build", "scone"))
+    parser.add_argument("--python", default="/usr/bin/python3", help="that has PyTorch")
     parser.add_argument("--llmc", default="")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)

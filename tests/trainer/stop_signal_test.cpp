@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -45,11 +46,29 @@ TEST(StopSignal, SetsTheFlagAndTheSecondEndsTheProcess) {
     const StopSignal stop;
     send_to_process(SIGUSR1);
     if (!arrives(stop)) return;
+    std::this_thread::sleep_for(StopSignal::one_stop);
     send_to_process(SIGTERM);
     std::this_thread::sleep_for(std::chrono::seconds(10));
   };
   testing::GTEST_FLAG(death_test_style) = "threadsafe";
   EXPECT_EXIT(twice(), testing::KilledBySignal(SIGTERM), "");
+}
+
+TEST(StopSignal, OfSeveralWithinAMomentIsOneStop) {
+  const auto storm = [] {
+    const StopSignal stop;
+    for (int i = 0; i < 20; ++i) {
+      send_to_process(i % 2 == 0 ? SIGTERM : SIGUSR1);
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    const int first = stop.received();
+    send_to_process(SIGUSR1);
+    // What came meanwhile does not wait for the end of the two seconds either.
+    std::this_thread::sleep_for(StopSignal::one_stop);
+    std::_Exit(first == SIGTERM && stop.received() == SIGTERM ? 3 : 4);
+  };
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  EXPECT_EXIT(storm(), testing::ExitedWithCode(3), "");
 }
 
 TEST(StopSignal, IsTakenByNoThreadThatComputes) {

@@ -1,0 +1,92 @@
+#include "launch/sweep/sweep_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "launch/sweep/svg_plot.h"
+#include "trainer/metrics.h"
+
+namespace scone {
+namespace {
+
+const PointResult* find(const SweepResults* earlier, const std::string& name) {
+  if (earlier == nullptr) return nullptr;
+  for (const PointResult& result : earlier->points)
+    if (result.point.name == name) return &result;
+  return nullptr;
+}
+
+bool same_shape(const PointFigures& a, const PointFigures& b) {
+  return a.main_parameters == b.main_parameters && a.fgram_parameters == b.fgram_parameters &&
+         a.fgrams == b.fgrams && a.main_flops == b.main_flops;
+}
+
+}  // namespace
+
+Prediction predict(const SweepPoint& point, int ranks, const SweepResults* earlier) {
+  Prediction prediction;
+  const auto& parallel = point.config.parallel;
+  // With tensor parallelism or ZeRO-1 a rank holds less; what is the same on each is counted alone.
+  if (ranks == 1 || (parallel.main.tp == 1 && parallel.fgram.tp == 1 && parallel.main.zero == 0 &&
+                     parallel.fgram.zero == 0))
+    prediction.least_bytes = point.figures.state_bytes;
+  if (earlier == nullptr) return prediction;
+  for (const PointResult& result : earlier->points)
+    if (result.tokens_per_second > 0 && same_shape(result.point.figures, point.figures))
+      prediction.seconds = static_cast<double>(point.figures.tokens) / result.tokens_per_second;
+  return prediction;
+}
+
+std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>& points,
+                        const SweepResults* earlier) {
+  std::size_t width = 5;
+  for (const SweepPoint& point : points) width = std::max(width, point.name.size());
+  const auto row = [&](const auto&... cells) {
+    return fmt::format("{:<{}} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10} {:<11}\n", cells...);
+  };
+  std::string plan = row("point", width, "tokens", "main", "f-gram", "f-grams", "FLOPs", "time",
+                         "memory", "state");
+  const auto count = [](auto value) { return short_count(static_cast<double>(value)); };
+  double tokens = 0, seconds = 0, flops = 0;
+  bool all_known = true;
+  std::size_t finished = 0;
+  for (const SweepPoint& point : points) {
+    const PointFigures& figures = point.figures;
+    const PointResult* result = find(earlier, point.name);
+    const Prediction prediction = predict(point, sweep.ranks(), earlier);
+    const double main_flops = 3 * static_cast<double>(figures.tokens) * figures.main_flops;
+    const bool is_finished = result != nullptr && result->finished();
+    plan += row(
+        point.name, width, count(figures.tokens), count(figures.main_parameters),
+        count(figures.fgram_parameters), count(figures.fgrams), short_count(main_flops),
+        prediction.seconds ? format_duration(*prediction.seconds) : "unknown",
+        prediction.least_bytes ? fmt::format(">{}B", count(*prediction.least_bytes)) : "unknown",
+        result != nullptr ? result->status.state : "new");
+    if (is_finished) {
+      ++finished;
+      continue;
+    }
+    tokens += static_cast<double>(figures.tokens);
+    flops += main_flops;
+    if (prediction.seconds)
+      seconds += *prediction.seconds;
+    else
+      all_known = false;
+  }
+  if (const auto* local = std::get_if<LocalLauncher>(&sweep.launcher))
+    seconds /= std::min<double>(local->jobs, static_cast<double>(points.size()));
+  plan += fmt::format(
+      "{} points, {} finished; to train: {} tokens, {} FLOPs of main models, time {}\n"
+      "main, f-gram: parameters. FLOPs: forward and backward of the main model. time: from a "
+      "trained "
+      "point of the same shape. memory: of each rank, more than that of parameters, gradients and "
+      "moments\n",
+      points.size(), finished, short_count(tokens), short_count(flops),
+      finished == points.size() ? "0"
+      : all_known               ? format_duration(seconds)
+                                : "unknown");
+  return plan;
+}
+
+}  // namespace scone

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace scone {
+
+/// How far a point is.
+struct PointStatus {
+  std::string name;
+  std::string state;  // waiting, queued (in Slurm), running, interrupted, failed, finished
+  std::string stage;  // the one at hand; empty: finished
+  std::int64_t step = 0, steps = 0;  // of its training
+  std::optional<double> loss;        // of the last step, once finished of the evaluation
+  std::optional<double> tokens_per_second, seconds_left;  // of its training
+  std::vector<std::string> log;                           // last lines, where it failed
+};
+
+/// Of each point of a sweep's folder, in the sweep's order. Asks Slurm where it was launched by it.
+/// Throws InputError where it is no sweep's folder.
+std::vector<PointStatus> read_status(const std::filesystem::path& folder);
+
+/// One line, such as "NAME: train, step 120/3662, loss 4.2100, 5100 tokens/s, 10m 12s left".
+std::string describe(const PointStatus& status);
+
+/// A row a point, with a line of totals.
+std::string format_table(const std::vector<PointStatus>& statuses);
+
+nlohmann::json to_json(const std::vector<PointStatus>& statuses);
+
+/// The objects of a metrics.jsonl; a line that is cut short, as of a run that is writing, is left
+/// out. Empty where there is no file.
+std::vector<nlohmann::json> read_metrics(const std::filesystem::path& file);
+
+}  // namespace scone
