@@ -9,9 +9,12 @@
 
 namespace scone {
 
+class Session;
+
 /// What every subcommand gets: the ranks it runs on, and where its result goes.
 struct CommandContext {
   Communicator& world;
+  const Session& session;
   bool json = false;  // --json: one JSON object on stdout as the last line, from rank 0
   bool is_root() const { return world.rank() == 0; }
   /// Prints `result` as the last line where --json was given (rank 0 only).
@@ -33,5 +36,6 @@ void add_inspect(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_export(CLI::App& app, Action& action);
 void add_import(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
 
 }  // namespace scone
