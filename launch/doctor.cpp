@@ -155,11 +155,12 @@ nlohmann::json json_of(const Diagnosis& diagnosis, const std::vector<Finding>& f
 }
 
 int run_doctor(const std::string& folder, CommandContext& context) {
-  Diagnosis diagnosis{.slurm = find_slurm_job(),
-                      .session_problem = context.session.problem(),
-                      .by_mpirun = launcher().starts_with("mpirun"),
-                      .folder = folder,
-                      .cuda_problem = cuda_problem()};
+  Diagnosis diagnosis;
+  diagnosis.slurm = find_slurm_job();
+  diagnosis.session_problem = context.session.problem();
+  diagnosis.by_mpirun = launcher().starts_with("mpirun");
+  diagnosis.folder = folder;
+  diagnosis.cuda_problem = cuda_problem();
   // Several processes of a step that do not know of one another: one of them reports.
   const bool reports = context.is_root() &&
                        (context.world.size() > 1 || !diagnosis.slurm || diagnosis.slurm->rank == 0);
