@@ -9,9 +9,12 @@
 
 namespace scone {
 
+class Session;
+
 /// What every subcommand gets: the ranks it runs on, and where its result goes.
 struct CommandContext {
   Communicator& world;
+  const Session& session;
   bool json = false;        // --json: one JSON object on stdout as the last line, from rank 0
   std::string result_file;  // --result: the same object as a file, whole or not at all; empty: none
   bool is_root() const { return world.rank() == 0; }
@@ -36,5 +39,6 @@ void add_bench(CLI::App& app, Action& action);
 void add_export(CLI::App& app, Action& action);
 void add_import(CLI::App& app, Action& action);
 void add_sweep(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
 
 }  // namespace scone

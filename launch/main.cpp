@@ -36,7 +36,7 @@ void set_up_log(int rank) {
 
 void add_commands(CLI::App& app, scone::Action& action) {
   app.require_subcommand(1);
-  app.set_version_flag("--version", "scone 0.1.0");
+  app.set_version_flag("--version", "scone " SCONE_VERSION);
   scone::add_tokenize(app, action);
   scone::add_fgrams(app, action);
   scone::add_train(app, action);
@@ -49,6 +49,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_export(app, action);
   scone::add_import(app, action);
   scone::add_sweep(app, action);
+  scone::add_doctor(app, action);
 }
 
 int run(int argc, char** argv, scone::Session& session) {
@@ -80,9 +81,9 @@ int run(int argc, char** argv, scone::Session& session) {
   // Outlives the handlers: freeing a communicator may wait for ranks that are busy elsewhere.
   const auto world = session.make_world();
   try {
-    session.check_ranks();
+    if (!app.got_subcommand("doctor")) session.check_ranks();  // which says what is wrong itself
     if (hang_rank) session.wait_for_debugger(*hang_rank);
-    scone::CommandContext context{*world, json, result_file};
+    scone::CommandContext context{*world, session, json, result_file};
     omp_set_num_threads(scone::default_threads(*world));
     const std::int64_t code = action(context);
     return static_cast<int>(world->all_reduce_value(code, scone::ReduceOp::max));

@@ -92,6 +92,28 @@ std::string Session::problem() const {
   return "";
 }
 
+std::string Session::mpi_library() const {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  const std::string all(text.data(), static_cast<std::size_t>(length));
+  return all.substr(0, all.find_first_of(",\n"));  // of much that is about its build
+}
+
+std::string Session::mpi_threads() const {
+  if (!no_mpi_.empty()) return "not started";
+  switch (provided_) {
+    case MPI_THREAD_MULTIPLE:
+      return "MPI_THREAD_MULTIPLE";
+    case MPI_THREAD_SERIALIZED:
+      return "MPI_THREAD_SERIALIZED";
+    case MPI_THREAD_FUNNELED:
+      return "MPI_THREAD_FUNNELED";
+    default:
+      return "MPI_THREAD_SINGLE";
+  }
+}
+
 void Session::check_ranks() const {
   if (const std::string found = problem(); !found.empty()) throw InputError(found);
 }

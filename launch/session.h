@@ -28,6 +28,9 @@ class Session {
   /// does; where srun started several processes of which each takes itself for the only one, or
   /// starts them so that MPI could not start; where a build without MPI is one of several ranks.
   std::string problem() const;
+  /// "Open MPI v4.1.4", and "MPI_THREAD_MULTIPLE", the threads that may call it.
+  std::string mpi_library() const;
+  std::string mpi_threads() const;
   /// Throws InputError where there is a problem.
   void check_ranks() const;
 

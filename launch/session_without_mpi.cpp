@@ -42,6 +42,9 @@ std::string Session::problem() const {
   return "";
 }
 
+std::string Session::mpi_library() const { return "not built in"; }
+std::string Session::mpi_threads() const { return ""; }
+
 void Session::check_ranks() const {
   if (const std::string found = problem(); !found.empty()) throw InputError(found);
 }

@@ -348,7 +348,7 @@ std::vector<ConfigField> make_fields() {
 
   SCONE_KEY(logging.every, "steps between lines on the terminal");
   SCONE_KEY(logging.metrics, "in run.folder; one JSON object a step");
-  SCONE_KEY(logging.tensorboard, "TensorBoard files too");
+  SCONE_KEY(logging.tensorboard, "the same numbers for TensorBoard, in run.folder/tensorboard");
 #undef SCONE_KEY
 #undef SCONE_FIELD
   return fields;

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <system_error>
 
@@ -33,7 +32,7 @@ MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step
                     file.string(), std::filesystem::is_directory(file) ? ": it is a folder" : ""));
 }
 
-void MetricsLog::write(const StepMetrics& m) {
+nlohmann::json to_json(const StepMetrics& m) {
   nlohmann::json json = {{"step", m.step},
                          {"tokens", m.tokens},
                          {"loss", m.loss},
@@ -53,7 +52,11 @@ void MetricsLog::write(const StepMetrics& m) {
                          {"data_wait_share", m.data_wait_share}};
   if (m.skipped()) json["skipped"] = m.skip_reason;
   if (m.validation_loss) json["validation_loss"] = *m.validation_loss;
-  out_ << json.dump() << std::endl;
+  return json;
+}
+
+void MetricsLog::write(const StepMetrics& metrics) {
+  out_ << to_json(metrics).dump() << std::endl;
   if (!out_) throw std::runtime_error("metrics: cannot be written; is the disk full?");
 }
 

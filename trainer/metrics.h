@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
@@ -30,7 +31,11 @@ struct StepMetrics {
   double fgram_nodes_computed_per_token = 0;  // repeats by owner and chunk included
   double data_wait_share = 0;                 // of step_seconds
   std::optional<double> validation_loss;
+  double wall_time = 0;  // seconds since 1970 at the step's end
 };
+
+/// The object that metrics.jsonl has of a step.
+nlohmann::json to_json(const StepMetrics& metrics);
 
 /// metrics.jsonl: one object a step, appended and flushed.
 class MetricsLog {

@@ -178,7 +178,6 @@ void check_compute(const ConfigReader& reader) {
          "this build has no NCCL; use mpi, or build where nccl.h is");
   refuse(config.optimizer.stochastic_rounding && !bf16, "optimizer.stochastic_rounding",
          "rounds weights to bf16, but compute.dtype is fp32; use false");
-  refuse(config.logging.tensorboard, "logging.tensorboard", "not built yet: true; use false");
 }
 
 /// "2 and 4", the values nearest to `value` that divide both numbers.
@@ -311,7 +310,7 @@ void check_metrics_name(const ConfigReader& reader) {
                             name));
   static const std::vector<std::string> taken = {"config.yaml", "config.yaml.new", "log.txt",
                                                  "checkpoints", ".lock",           ".writable",
-                                                 "report.html"};
+                                                 "report.html", "tensorboard"};
   if (std::find(taken.begin(), taken.end(), name) != taken.end())
     reader.fail(
         "logging.metrics",

@@ -147,6 +147,8 @@ StepMetrics Trainer::train_step() {
   metrics.tokens = tokens_;
   count_work(metrics);
   metrics.step_seconds = seconds_since(step_start);
+  metrics.wall_time =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   metrics.tokens_per_second =
       static_cast<double>(config_.trainer.batch_tokens) / metrics.step_seconds;
   metrics.data_wait_share /= metrics.step_seconds;
@@ -303,9 +305,7 @@ TrainingResult Trainer::run() {
   peak_ = world_.all_reduce_value(measure_matrix_peak(backend_, main_parameters_.dtype()),
                                   ReduceOp::sum);
   print_start(peak_);
-  if (world_.rank() == 0)
-    metrics_log_ = std::make_unique<MetricsLog>(
-        std::filesystem::path(config_.run.folder) / config_.logging.metrics, step_);
+  open_logs();
 
   TrainingResult result;
   double step_seconds = 0;
@@ -327,6 +327,7 @@ TrainingResult Trainer::run() {
           evaluation.tokens, format_duration(evaluation.seconds));
     }
     if (metrics_log_) metrics_log_->write(metrics);
+    if (tensorboard_log_) tensorboard_log_->write(metrics);
     if (step_ == first_step + 1 || step_ == total || step_ % config_.logging.every == 0 ||
         metrics.skipped()) {
       const double mean = step_seconds / static_cast<double>(step_ - first_step);

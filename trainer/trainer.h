@@ -22,6 +22,7 @@
 #include "trainer/run_config.h"
 #include "trainer/run_data.h"
 #include "trainer/stop_signal.h"
+#include "trainer/tensorboard/tensorboard_log.h"
 
 namespace scone {
 
@@ -79,6 +80,8 @@ class Trainer {
                   const std::vector<std::string>& changes) const;
   /// Logs how saves ended, if any have since the last call.
   void report_saves();
+  /// Begins the files of metrics. Throws InputError, on all ranks, where they cannot be written.
+  void open_logs();
   CheckpointManifest manifest() const;
   /// Boxes of parameters and moments; see DistributedOptimizer::state.
   std::vector<TensorSlice> state(bool for_writing, bool with_fgrams);
@@ -110,7 +113,8 @@ class Trainer {
   std::unique_ptr<FgramPlanner> planner_;  // used by the batch stream's thread
   std::unique_ptr<BatchStream> batches_;
   std::unique_ptr<CheckpointWriter> writer_;
-  std::unique_ptr<MetricsLog> metrics_log_;
+  std::unique_ptr<MetricsLog> metrics_log_;          // on rank 0
+  std::unique_ptr<TensorboardLog> tensorboard_log_;  // on rank 0, where logging.tensorboard
   std::vector<std::int32_t> token_bytes_;
 
   std::int64_t step_ = 0, tokens_ = 0;

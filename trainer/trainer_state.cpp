@@ -7,6 +7,7 @@
 
 #include "data/shard_list.h"
 #include "data/tokenizer.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
 #include "trainer/resume_settings.h"
@@ -179,6 +180,16 @@ void Trainer::check_data(const std::filesystem::path& checkpoint,
   if (world_.rank() == 0)
     spdlog::warn("{}: data.train is not what the run began with, which is allowed:{}",
                  checkpoint.string(), format_changes(changes));
+}
+
+void Trainer::open_logs() {
+  run_agreed(world_, [&] {
+    if (world_.rank() != 0) return;
+    const std::filesystem::path folder = config_.run.folder;
+    metrics_log_ = std::make_unique<MetricsLog>(folder / config_.logging.metrics, step_);
+    if (config_.logging.tensorboard)
+      tensorboard_log_ = std::make_unique<TensorboardLog>(folder / "tensorboard", step_);
+  });
 }
 
 void Trainer::print_start(double peak) const {

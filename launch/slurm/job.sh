@@ -16,7 +16,7 @@ if [ ! -x "$scone" ]; then
   echo "job.sh: $scone: no such program; build it with launch/setup.sh, or set SCONE to its path" >&2
   exit 2
 fi
-interrupted= signalled= child=
+interrupted='' signalled='' child=''
 on_signal() {
   interrupted=1 signalled=1
   if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi

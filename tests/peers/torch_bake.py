@@ -10,49 +10,19 @@ longest length, through a transformer of the same shape with random weights, fp3
 second. A matrix product by Netlib's reference BLAS, which Debian's PyTorch has where no other is installed, is a hundred
 times slower than the processor can: it is refused."""
 import argparse
-import os
-import re
 import sys
 import time
 
-# The allocator and OpenBLAS read these as the process starts. Tensors of each batch stay in the heap, which otherwise
-# gives every one back to the system and takes page faults for the next.
-FASTEST = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
-SLOWER = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # choose kernels of another processor
+from torch_environment import refuse_reference_blas, restart_at_its_best
 
-if __name__ == "__main__" and (any(os.environ.get(key) != value for key, value in FASTEST.items())
-                               or any(key in os.environ for key in SLOWER)):
-    kept = {key: value for key, value in os.environ.items() if key not in SLOWER}
-    dropped = [f"{key}={os.environ[key]}" for key in SLOWER if key in os.environ]
-    if dropped:
-        print(f"torch_bake.py: without {' '.join(dropped)}", file=sys.stderr)
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**kept, **FASTEST})
+if __name__ == "__main__":
+    restart_at_its_best()
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 BATCHES = (64, 256, 1024)
-
-
-def blas_libraries():
-    """Files of the matrix libraries that this process has loaded."""
-    with open("/proc/self/maps") as maps:
-        paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
-    return sorted(path for path in paths if re.search(r"/(lib)?[^/]*(blas|blis|mkl|atlas)[^/]*\.so", path))
-
-
-def refuse_reference_blas():
-    torch.ones(64, 64) @ torch.ones(64, 64)
-    libraries = blas_libraries()
-    # PyTorch calls libblas.so.3 where it is linked with it; Debian's alternatives say whose that is.
-    slow = [path for path in libraries if os.path.basename(path).startswith("libblas.")
-            and not re.search("openblas|blis|mkl|atlas", path)]
-    if slow or not libraries and "mkl" not in torch.__config__.show().lower():
-        sys.exit(f"torch_bake.py: expected PyTorch with an optimised BLAS, found {', '.join(slow) or 'none'}, Netlib's "
-                 "reference BLAS; apt-get install libopenblas0-openmp")
-    print(f"torch_bake.py: PyTorch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"{', '.join(libraries) or 'MKL'}", file=sys.stderr)
 
 
 class Block(nn.Module):

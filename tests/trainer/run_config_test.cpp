@@ -287,8 +287,7 @@ TEST_F(RunConfigTest, ABadStepsWindowHasADeviation) {
 TEST_F(RunConfigTest, WhatTheDeviceCannotDoIsRefused) {
   for (const auto& [override, why] : std::vector<std::pair<std::string, std::string>>{
            {"parallel.communicator=nccl", "nccl needs compute.device cuda; use mpi"},
-           {"optimizer.stochastic_rounding=true", "compute.dtype is fp32; use false"},
-           {"logging.tensorboard=true", "not built yet: true; use false"}}) {
+           {"optimizer.stochastic_rounding=true", "compute.dtype is fp32; use false"}}) {
     const std::string key = override.substr(0, override.find('='));
     EXPECT_THAT(override_error(override), AllOf(HasSubstr(key + ": "), HasSubstr(why)));
   }

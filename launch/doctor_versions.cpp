@@ -1,0 +1,166 @@
+#include "launch/doctor_versions.h"
+
+#include <fmt/format.h>
+#include <hdf5.h>
+#include <oneapi/dnnl/dnnl.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "launch/slurm_job.h"
+#include "trainer/built_with.h"
+
+#ifdef SCONE_HAS_CUDA
+#include <cuda_runtime.h>
+
+#include "parallel/cuda/device.h"
+#endif
+#ifdef SCONE_HAS_NCCL
+#include <nccl.h>
+#endif
+
+namespace scone {
+namespace {
+
+/// The widest vectors that the compiler may use.
+std::string compiled_for() {
+#if defined(__AVX512BF16__)
+  return "AVX-512 with BF16";
+#elif defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__)
+  return "AVX2";
+#elif defined(__AVX__)
+  return "AVX";
+#else
+  return "no AVX";
+#endif
+}
+
+std::string name_of_isa(dnnl_cpu_isa_t isa) {
+  switch (isa) {
+    case dnnl_cpu_isa_sse41:
+      return "SSE4.1";
+    case dnnl_cpu_isa_avx:
+      return "AVX";
+    case dnnl_cpu_isa_avx2:
+      return "AVX2";
+    case dnnl_cpu_isa_avx512_core:
+      return "AVX-512";
+    case dnnl_cpu_isa_avx512_core_vnni:
+      return "AVX-512 with VNNI";
+    case dnnl_cpu_isa_avx512_core_bf16:
+      return "AVX-512 with BF16";
+    case dnnl_cpu_isa_avx512_core_amx:
+      return "AMX";
+    default:
+      return fmt::format("instruction set {:#x}", static_cast<unsigned>(isa));
+  }
+}
+
+Version hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return {"HDF5", fmt::format("{}.{}.{}", major, minor, release), ""};
+}
+
+Version onednn_version() {
+  const dnnl_version_t* version = dnnl_version();
+  return {"oneDNN", fmt::format("{}.{}.{}", version->major, version->minor, version->patch),
+          "uses " + name_of_isa(dnnl_get_effective_cpu_isa())};
+}
+
+Version cuda_version() {
+#ifdef SCONE_HAS_CUDA
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);  // 0: there is none
+  cudaRuntimeGetVersion(&runtime);
+  const auto text = [](int version) {
+    return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+  };
+  return {"CUDA", "runtime " + text(runtime),
+          (driver == 0 ? std::string("no driver") : "driver of " + text(driver)) +
+              ", built for " SCONE_CUDA_ARCHITECTURES};
+#else
+  return {"CUDA", "not built in", ""};
+#endif
+}
+
+Version nccl_version() {
+#ifdef SCONE_HAS_NCCL
+  int version = 0;
+  ncclGetVersion(&version);
+  return {"NCCL", fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100), ""};
+#else
+  return {"NCCL", "not built in", ""};
+#endif
+}
+
+}  // namespace
+
+std::vector<Version> program_versions(const Session& session) {
+  return {{"scone", SCONE_VERSION, fmt::format("revision {}", SCONE_REVISION)},
+          {"compiler", SCONE_COMPILER,
+           fmt::format("{}; compiled for {}", SCONE_COMPILE_FLAGS, compiled_for())},
+          {"MPI", session.mpi_library(), session.mpi_threads()},
+          hdf5_version(),
+          onednn_version(),
+          cuda_version(),
+          nccl_version()};
+}
+
+std::string launcher() {
+  const auto is_set = [](const char* name) { return std::getenv(name) != nullptr; };
+  const auto job = find_slurm_job();
+  const char* const pmix = std::getenv("PMIX_VERSION");
+  const std::string by_pmix = pmix != nullptr
+                                  ? fmt::format(" (PMIx {})", pmix)
+                                  : (is_set("PMIX_RANK") ? std::string(" (PMIx)") : std::string());
+  if (is_set("OMPI_COMM_WORLD_SIZE")) return "mpirun" + by_pmix;
+  if (job && job->by_srun)
+    return fmt::format("srun --mpi={}{}", job->mpi,
+                       by_pmix.empty() && is_set("PMI_RANK") ? " (PMI)" : by_pmix);
+  if (is_set("PMIX_RANK")) return "a launcher with PMIx" + by_pmix;
+  if (is_set("PMI_RANK")) return "a launcher with PMI";
+  return "none: a single rank";
+}
+
+std::string slurm_version() {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> program(
+      popen("sinfo --version 2>/dev/null", "r"), pclose);
+  std::array<char, 100> line{};
+  if (!program || std::fgets(line.data(), line.size(), program.get()) == nullptr) return "";
+  std::string text = line.data();  // "slurm-wlm 22.05.8"
+  text = text.substr(0, text.find('\n'));
+  return text.substr(text.find(' ') + 1);
+}
+
+std::vector<DeviceFacts> cuda_devices() {
+  std::vector<DeviceFacts> devices;
+#ifdef SCONE_HAS_CUDA
+  int count = 0;
+  if (cuda_problem().empty()) cuda::check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  for (int index = 0; index < count; ++index) {
+    cudaDeviceProp properties{};
+    cuda::check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    cuda::check(cudaSetDevice(index), "cudaSetDevice");
+    std::size_t free = 0, total = 0;
+    cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    devices.push_back(
+        {properties.name, static_cast<std::int64_t>(total), static_cast<std::int64_t>(free)});
+  }
+#endif
+  return devices;
+}
+
+std::string cuda_problem() {
+#ifdef SCONE_HAS_CUDA
+  return cuda::unavailable_reason();
+#else
+  return "";
+#endif
+}
+
+}  // namespace scone
