@@ -8,7 +8,7 @@
 #include <set>
 #include <vector>
 
-#include "model/ops/cpu/gemm.h"
+#include "model/ops/cpu/onednn.h"
 
 struct cublasLtContext {};
 struct cublasLtMatmulDescription {

@@ -11,6 +11,7 @@
 #define HWY_TARGET_INCLUDE "model/ops/cpu/attention.cpp"
 #include "hwy/foreach_target.h"
 #include "model/ops/cpu/cpu_backend.h"
+#include "model/ops/cpu/packed_attention.h"
 #include "model/ops/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -356,6 +357,14 @@ void attend_backward_of(const CausalShape& shape, const Tensor& qkv, const Tenso
                                             log_sum_exp.data<float>(), d_qkv.data<T>()});
 }
 
+/// done(sequence, head) for all of them, each on one thread.
+template <class Done>
+void for_heads(const CausalShape& shape, const Done& done) {
+#pragma omp parallel for collapse(2) schedule(dynamic)
+  for (std::int64_t sequence = 0; sequence < shape.sequences; ++sequence)
+    for (std::int64_t head = 0; head < shape.heads; ++head) done(sequence, head);
+}
+
 }  // namespace
 
 void CpuBackend::rope(const Tensor& qkv, const Tensor& positions, std::int64_t heads,
@@ -367,6 +376,13 @@ void CpuBackend::causal_attention(const CausalShape& shape, const Tensor& qkv,
                                   const Tensor& attention_start, const Tensor& out,
                                   const Tensor& log_sum_exp) {
   const std::int32_t* starts = attention_start.data<std::int32_t>();
+  if (is_bf16(qkv) && has_bf16_products()) {
+    const PackedAttention packed(shape, qkv.data<Bf16>(), starts);
+    for_heads(shape, [&](std::int64_t sequence, std::int64_t head) HWY_ATTR {
+      packed.forward(sequence, head, out.data<Bf16>(), log_sum_exp.data<float>());
+    });
+    return;
+  }
   if (is_bf16(qkv))
     attend(shape, qkv.data<Bf16>(), starts, out.data<Bf16>(), log_sum_exp.data<float>());
   else
@@ -377,6 +393,14 @@ void CpuBackend::causal_attention_backward(const CausalShape& shape, const Tenso
                                            const Tensor& attention_start, const Tensor& out,
                                            const Tensor& log_sum_exp, const Tensor& d_out,
                                            const Tensor& d_qkv) {
+  if (is_bf16(qkv) && has_bf16_products()) {
+    const PackedAttention packed(shape, qkv.data<Bf16>(), attention_start.data<std::int32_t>());
+    const PackedAttention::Saved saved{out.data<Bf16>(), d_out.data<Bf16>(),
+                                       log_sum_exp.data<float>()};
+    for_heads(shape, [&](std::int64_t sequence, std::int64_t head)
+                         HWY_ATTR { packed.backward(sequence, head, saved, d_qkv.data<Bf16>()); });
+    return;
+  }
   (is_bf16(qkv) ? attend_backward_of<Bf16> : attend_backward_of<float>)(shape, qkv, attention_start,
                                                                         out, log_sum_exp, d_out,
                                                                         d_qkv);

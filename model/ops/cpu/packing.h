@@ -113,9 +113,14 @@ inline void pack_transposed_block(const Bf16* from, std::int64_t stride, std::in
 inline void transpose_rows(const Bf16* from, std::int64_t from_stride, std::int64_t rows,
                            std::int64_t columns, Bf16* to, std::int64_t to_stride) {
   const std::int64_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
-  for (std::int64_t j = 0; j < whole_columns; j += 8)
+  // Whole lines of the result one after the other: its rows may lie a multiple of 4096 bytes apart,
+  // and then share few places in a cache.
+  constexpr std::int64_t kLine = 32;
+  for (std::int64_t line = 0; line < whole_columns; line += kLine)
     for (std::int64_t i = 0; i < whole_rows; i += 8)
-      transpose_halves(from + j * from_stride + i, from_stride, to + i * to_stride + j, to_stride);
+      for (std::int64_t j = line; j < std::min(line + kLine, whole_columns); j += 8)
+        transpose_halves(from + j * from_stride + i, from_stride, to + i * to_stride + j,
+                         to_stride);
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j)
       to[i * to_stride + j] = from[j * from_stride + i];
