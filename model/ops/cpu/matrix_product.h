@@ -90,17 +90,13 @@ class PackedProductLoop {
     packed_b_ = scratch_b.get<Bf16>(most_columns * padded(longest, kPackedRows));
     if (packs_a_) packed_a_ = scratch_a.get<Bf16>(most_rows * longest);
     if (has_parts) sums_ = scratch_sums.get<float>(most_rows * most_columns);
+    const bool has_one_tile = m_ <= kTileRows && n_ <= kTileColumns && !has_parts;
 #pragma omp parallel
-    for (std::int64_t column = 0; column < n_; column += kPartColumns) {
-      for (std::int64_t row = 0; row < m_; row += kPartRows) {
-        for (std::int64_t done = 0; done < k_;) {
-          const Part part{row,    std::min(kPartRows, m_ - row),
-                          column, std::min(kPartColumns, n_ - column),
-                          done,   inner_part(done)};
-          multiply(part, has_parts || row == 0);
-          done += part.inner;
-        }
-      }
+    if (has_one_tile) {
+#pragma omp single nowait
+      only_tile();
+    } else {
+      all_tiles(has_parts);
     }
   }
 
@@ -123,7 +119,28 @@ class PackedProductLoop {
     return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(left)));
   }
 
+  /// By one thread: waiting for one another would cost threads more than it takes.
+  void only_tile() const {
+    const Part part{0, m_, 0, n_, 0, k_};
+    for (std::int64_t at = 0; at < n_; at += kPackedColumns) pack_columns(part, at);
+    if (packs_a_) pack_rows(part, 0, m_);
+    tile(part, 0, 0);
+  }
+
   /// By all threads of a parallel region together.
+  void all_tiles(bool has_parts) const {
+    for (std::int64_t column = 0; column < n_; column += kPartColumns) {
+      for (std::int64_t row = 0; row < m_; row += kPartRows) {
+        for (std::int64_t done = 0; done < k_;) {
+          const Part part{row,    std::min(kPartRows, m_ - row),
+                          column, std::min(kPartColumns, n_ - column),
+                          done,   inner_part(done)};
+          multiply(part, has_parts || row == 0);
+          done += part.inner;
+        }
+      }
+    }
+  }
   void multiply(const Part& part, bool packs_b) const {
     if (packs_b) {
 #pragma omp for schedule(static)
