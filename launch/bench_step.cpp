@@ -42,7 +42,7 @@ struct Arguments {
   std::string device = "cpu", dtype = "fp32";
   std::string batch_tokens = "64Ki", microbatch_tokens = "8Ki";
   std::string recompute = "none";
-  std::int64_t context = 0;
+  std::int64_t context = 0, width = 0, layers = 0;  // in place of a shape's; 0: the shape's own
   bool profile = false;
   double nodes_per_token = 0.44;
   int rounds = 5;
@@ -57,10 +57,18 @@ const NamedShape& shape_named(const std::string& name) {
   throw InputError(fmt::format("--shapes: '{}' is not one of {}", name, names));
 }
 
-/// A shape by name, with another context where one is given.
+/// A shape by name, with other sizes where they are given.
 NamedShape shape_of(const std::string& name, const Arguments& arguments) {
   NamedShape shape = shape_named(name);
   if (arguments.context > 0) shape.context = arguments.context;
+  if (arguments.layers > 0) shape.main_layers = arguments.layers;
+  if (arguments.width > 0) {
+    shape.heads = std::max<std::int64_t>(1, arguments.width * shape.heads / shape.width);
+    shape.width = arguments.width;
+    if (shape.width % shape.heads != 0)
+      throw InputError(fmt::format("--width: {} is no multiple of the {} heads that {} has then",
+                                   shape.width, shape.heads, name));
+  }
   return shape;
 }
 
@@ -355,6 +363,9 @@ void add_bench_step(CLI::App& bench, Action& action) {
                    "Distinct f-gram prefixes in a batch over its tokens, with an f-gram model")
       ->capture_default_str();
   command->add_option("--context", arguments->context, "Sequence length in place of the shape's");
+  command->add_option("--width", arguments->width,
+                      "Width in place of the shape's, with heads of the same width");
+  command->add_option("--layers", arguments->layers, "Main model's layers in place of the shape's");
   command->add_flag("--profile", arguments->profile,
                     "Time each operation, waiting for each, and print a table");
   command->add_option("--rounds", arguments->rounds, "Steps after two that warm up")

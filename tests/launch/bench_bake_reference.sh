@@ -28,6 +28,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import torch_bake
+import torch_environment
 
 torch.manual_seed(1)
 model = torch_bake.FgramModel(width=64, layers=2, heads=4, length=5, vocabulary=100).eval()
@@ -43,9 +44,9 @@ for name, other in others.items():
 
 reference, openblas = "/usr/lib/blas/libblas.so.3.11.0", "/usr/lib/openblas-openmp/libopenblasp-r0.3.21.so"
 for libraries, refused in ([reference], True), ([openblas, reference], True), ([openblas], False):
-    torch_bake.blas_libraries = lambda: libraries
+    torch_environment.blas_libraries = lambda: libraries
     try:
-        torch_bake.refuse_reference_blas()
+        torch_environment.refuse_reference_blas()
         assert not refused, libraries
     except SystemExit as error:
         assert refused and "libopenblas0-openmp" in str(error) and reference in str(error), error
