@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "launch/slurm_job.h"
+#include "model/ops/ops.h"
 #include "trainer/built_with.h"
 
 #ifdef SCONE_HAS_CUDA
@@ -23,21 +24,6 @@
 
 namespace scone {
 namespace {
-
-/// The widest vectors that the compiler may use.
-std::string compiled_for() {
-#if defined(__AVX512BF16__)
-  return "AVX-512 with BF16";
-#elif defined(__AVX512F__)
-  return "AVX-512";
-#elif defined(__AVX2__)
-  return "AVX2";
-#elif defined(__AVX__)
-  return "AVX";
-#else
-  return "no AVX";
-#endif
-}
 
 std::string name_of_isa(dnnl_cpu_isa_t isa) {
   switch (isa) {
@@ -103,7 +89,7 @@ Version nccl_version() {
 std::vector<Version> program_versions(const Session& session) {
   return {{"scone", SCONE_VERSION, fmt::format("revision {}", SCONE_REVISION)},
           {"compiler", SCONE_COMPILER,
-           fmt::format("{}; compiled for {}", SCONE_COMPILE_FLAGS, compiled_for())},
+           fmt::format("{}; operations by {}", SCONE_COMPILE_FLAGS, cpu_instruction_set())},
           {"MPI", session.mpi_library(), session.mpi_threads()},
           hdf5_version(),
           onednn_version(),

@@ -2,7 +2,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/ops/cpu/activation.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
+
 #include "model/ops/cpu/cpu_backend.h"
 #include "model/ops/cpu/gelu.h"
 #include "model/ops/cpu/vector_math.h"

@@ -6,7 +6,8 @@
 #define SCONE_MODEL_OPS_CPU_CPU_BACKEND_H
 #endif
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "model/ops/ops.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -6,7 +6,8 @@
 #define SCONE_MODEL_OPS_CPU_GELU_H
 #endif
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "model/ops/cpu/vector_math.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -7,7 +7,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/ops/cpu/linear.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
+
 #include "model/ops/cpu/cpu_backend.h"
 #include "model/ops/cpu/gelu.h"
 #include "model/ops/cpu/matrix_product.h"

@@ -6,12 +6,13 @@
 #define SCONE_MODEL_OPS_CPU_MATRIX_PRODUCT_H
 #endif
 
+#include <hwy/highway.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/highway.h"
 #include "model/ops/cpu/element.h"
 #include "model/ops/cpu/onednn.h"
 #include "model/ops/cpu/packing.h"

@@ -6,7 +6,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/ops/cpu/norm.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
+
 #include "model/ops/cpu/cpu_backend.h"
 
 HWY_BEFORE_NAMESPACE();

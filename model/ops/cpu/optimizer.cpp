@@ -8,7 +8,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/ops/cpu/optimizer.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
+
 #include "model/ops/cpu/cpu_backend.h"
 
 HWY_BEFORE_NAMESPACE();

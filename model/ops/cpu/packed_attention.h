@@ -6,11 +6,12 @@
 #define SCONE_MODEL_OPS_CPU_PACKED_ATTENTION_H
 #endif
 
+#include <hwy/highway.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-#include "hwy/highway.h"
 #include "model/ops/cpu/element.h"
 #include "model/ops/cpu/matrix_product.h"
 #include "model/ops/cpu/onednn.h"

@@ -6,11 +6,12 @@
 #define SCONE_MODEL_OPS_CPU_PACKING_H
 #endif
 
+#include <hwy/highway.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/highway.h"
 #include "model/ops/cpu/onednn.h"
 #include "parallel/bf16.h"
 

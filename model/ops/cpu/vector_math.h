@@ -6,10 +6,10 @@
 #define SCONE_MODEL_OPS_CPU_VECTOR_MATH_H
 #endif
 
+#include <hwy/highway.h>
+
 #include <bit>
 #include <cstdint>
-
-#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scone::HWY_NAMESPACE {
