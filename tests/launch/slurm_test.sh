@@ -118,8 +118,9 @@ cat >commands <<'COMMANDS'
 train run.yaml 'run.folder=a run/1' trainer.steps=2
 train run.yaml run.folder=run-2 trainer.steps=3 "data.train=[shards/train]"
 train run.yaml run.folder=run-3 trainer.steps=0
+doctor
 COMMANDS
-array=$(submit array --array=1-3%2 --output='array-%a.log' -- commands)
+array=$(submit array --array=1-4%2 --output='array-%a.log' -- commands)
 
 # Cancelled, a run is saved but not started again.
 cancelled=$(submit train --output=cancelled.log -- run.yaml run.folder=cancelled trainer.steps=1000000)
@@ -158,6 +159,12 @@ scancel "$killed"
 becomes "$failed" JobState FAILED
 [ "$(of "$failed" Restarts)" = 0 ] || fail "a job that failed was requeued"
 
+has_of_doctor() { grep -qE -- "$2" "$1" || fail "no '$2' of the doctor in $1"; }
+has_of_doctor array-4.log '^started by +srun --mpi=pmix \(PMIx'
+has_of_doctor array-4.log "^Slurm +[0-9.]+; Slurm job ${array}_4, in all: 1 node, 2 tasks, 1 CPU each, 9m left; rank 0, 0 on its node, by srun"
+has_of_doctor array-4.log '^node .*: 2 of 2 ranks'
+has_of_doctor array-4.log '^all-reduce +64 MiB: '
+
 # srun without PMIx: refused by a message that says what to do, not by processes that each take themselves for rank 0.
 SCONE_SRUN_MPI=none submit train --wait --output=none.log -- run.yaml run.folder=none >/dev/null && fail "srun --mpi=none ended with 0"
 grep -q 'srun started this process as one of 2 (--mpi=none) without PMIx.*start it with `srun --mpi=pmix`' none.log || fail "srun --mpi=none"
@@ -169,4 +176,8 @@ scontrol release "$taken"
 becomes "$taken" JobState FAILED
 grep -q 'job.sh: srun ended with 0 but started nothing' taken.log || fail "srun that started nothing"
 [ -z "$(find . -name '.scone-job-*')" ] || fail "left behind: $(find . -name '.scone-job-*')"
+echo doctor >commands
+SCONE_SRUN_MPI=none submit array --array=1 --wait --output=none-doctor.log -- commands >/dev/null && fail "the doctor finds nothing wrong with srun --mpi=none"
+has_of_doctor none-doctor.log '^ +WRONG +srun started this process as one of 2 \(--mpi=none\) without PMIx'
+[ "$(grep -c '^compiler' none-doctor.log)" = 1 ] || fail "several processes report"
 echo "slurm_test: passed"
