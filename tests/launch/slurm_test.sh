@@ -98,12 +98,12 @@ for run in "${!jobs[@]}"; do
   stopped=$(sed -n 's/.*resumed from .* at step \([0-9]*\)$/\1/p' "$run.log")
   [ "${stopped:-0}" -ge 20 ] && [ "$stopped" -lt 150 ] || fail "$run: resumed at step '$stopped'"
   [ "$(losses_of "$run")" = "$(losses_of whole)" ] || fail "$run: losses are not those of the run that was left alone"
-  expected="Slurm job ${jobs[$run]}, restart 1, in all: 1 node, 2 tasks, 1 CPU each, 9m left; rank 0, 0 on its node, by "
+  expected="Slurm job ${jobs[$run]}, restart 1, in all: 1 node, 2 tasks, 1 CPU each, (9|10)m left; rank 0, 0 on its node, by "
   case $run in
     srun*) expected+='srun --mpi=pmix' ;;
     mpirun*) expected+=mpirun ;;
   esac
-  grep -qF "$expected" "$run.log" || fail "$run: expected the line: $expected"
+  grep -qE "$expected" "$run.log" || fail "$run: expected the line: $expected"
 done
 for run in "${!bakes[@]}"; do
   becomes "${bakes[$run]}" JobState COMPLETED
@@ -161,7 +161,7 @@ becomes "$failed" JobState FAILED
 
 has_of_doctor() { grep -qE -- "$2" "$1" || fail "no '$2' of the doctor in $1"; }
 has_of_doctor array-4.log '^started by +srun --mpi=pmix \(PMIx'
-has_of_doctor array-4.log "^Slurm +[0-9.]+; Slurm job ${array}_4, in all: 1 node, 2 tasks, 1 CPU each, 9m left; rank 0, 0 on its node, by srun"
+has_of_doctor array-4.log "^Slurm +[0-9.]+; Slurm job ${array}_4, in all: 1 node, 2 tasks, 1 CPU each, (9|10)m left; rank 0, 0 on its node, by srun"
 has_of_doctor array-4.log '^node .*: 2 of 2 ranks'
 has_of_doctor array-4.log '^all-reduce +64 MiB: '
 
