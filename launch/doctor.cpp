@@ -158,7 +158,7 @@ int run_doctor(const std::string& folder, CommandContext& context) {
   Diagnosis diagnosis;
   diagnosis.slurm = find_slurm_job();
   diagnosis.session_problem = context.session.problem();
-  diagnosis.by_mpirun = launcher().starts_with("mpirun");
+  diagnosis.by_mpirun = context.session.launcher().starts_with("mpirun");
   diagnosis.folder = folder;
   diagnosis.cuda_problem = cuda_problem();
   // Several processes of a step that do not know of one another: one of them reports.
@@ -171,8 +171,8 @@ int run_doctor(const std::string& folder, CommandContext& context) {
   for (const Version& version : versions)
     report.line(version.name, version.text + (version.about.empty() ? "" : "; " + version.about));
   const std::string slurm = reports ? slurm_version() : "";
-  report.line("started by", launcher());
-  report.line("Slurm", (slurm.empty() ? "not installed" : slurm) + "; " +
+  report.line("started by", context.session.launcher());
+  report.line("Slurm", (slurm.empty() ? "not installed, or not configured here" : slurm) + "; " +
                            (diagnosis.slurm
                                 ? describe(*diagnosis.slurm, std::chrono::system_clock::to_time_t(
                                                                  std::chrono::system_clock::now()))
@@ -196,7 +196,7 @@ int run_doctor(const std::string& folder, CommandContext& context) {
     nlohmann::json json = json_of(diagnosis, findings);
     for (const Version& version : versions)
       json["versions"][version.name] = {{"version", version.text}, {"about", version.about}};
-    json["launcher"] = launcher();
+    json["launcher"] = context.session.launcher();
     json["slurm"] = {{"version", slurm}, {"job", diagnosis.slurm ? diagnosis.slurm->id : ""}};
     json["devices"] = nlohmann::json::array();
     for (const DeviceFacts& device : devices)

@@ -20,7 +20,8 @@ using Clock = std::chrono::steady_clock;
 constexpr double all_reduce_budget = 0.6;  // seconds of each size
 constexpr double write_budget = 1.2, read_budget = 0.8;
 constexpr std::size_t block_bytes = std::size_t{4} << 20;
-constexpr int blocks_a_sync = 4;
+constexpr int most_blocks_a_sync = 16;
+constexpr double quick_sync = 0.2;  // seconds, after which more is written before the next
 constexpr std::int64_t most_bytes = std::int64_t{4} << 30;
 
 double seconds_since(Clock::time_point start) {
@@ -44,14 +45,17 @@ class Descriptor {
 void write_for_a_while(int file, std::vector<char>& block, DiskSpeed& speed) {
   const std::int64_t most = std::min(most_bytes, speed.free / 4);
   const auto start = Clock::now();
+  int blocks = 1;
   do {
-    for (int i = 0; i < blocks_a_sync; ++i) {
+    const auto begin = Clock::now();
+    for (int i = 0; i < blocks; ++i) {
       std::memcpy(block.data(), &speed.bytes, sizeof(speed.bytes));  // no two blocks are the same
       const auto written = ::write(file, block.data(), block.size());
       if (written < 0) throw std::runtime_error(std::strerror(errno));
       speed.bytes += written;
     }
     if (::fdatasync(file) != 0) throw std::runtime_error(std::strerror(errno));
+    if (seconds_since(begin) < quick_sync) blocks = std::min(2 * blocks, most_blocks_a_sync);
     speed.write_seconds = seconds_since(start);
   } while (speed.write_seconds < write_budget && speed.bytes < most);
 }

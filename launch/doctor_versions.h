@@ -18,10 +18,7 @@ struct Version {
 /// This program: its version and revision, its compiler, and the libraries that it runs with.
 std::vector<Version> program_versions(const Session& session);
 
-/// What started the ranks and by what they found one another, from the environment.
-std::string launcher();
-
-/// "22.05.8"; empty: no Slurm is installed. Runs one of its programs.
+/// "22.05.8"; empty: no Slurm is installed, or it is not configured here. Runs one of its programs.
 std::string slurm_version();
 
 /// A CUDA device that this process sees.

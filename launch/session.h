@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "launch/launcher.h"
 #include "parallel/communicator.h"
 
 namespace scone {
@@ -22,6 +23,8 @@ class Session {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  /// describe_launcher(), of the environment before MPI started.
+  const std::string& launcher() const { return launcher_; }
 
   /// Why the ranks cannot work together, with what to do; empty: they can. Where there are several
   /// and this MPI does not let several threads use it at once, which the batch stream's thread
@@ -48,6 +51,7 @@ class Session {
   void wait_for_debugger(int rank);
 
  private:
+  const std::string launcher_ = describe_launcher();
   int rank_ = 0, size_ = 1;
 #ifdef SCONE_HAS_MPI
   bool all_failed();

@@ -2,6 +2,8 @@
 # A Slurm of one node on this machine, for tests; sourced by them.
 #   slurm_start    starts munged, slurmctld and slurmd on free ports, and sets SLURM_CONF, by which sbatch and the others find them
 #   slurm_stop     ends them, with all jobs
+# Jobs have numbers from a random one on: Open MPI names its shared memory by host, user and Slurm's job, and two such Slurms at the same
+# time would share it.
 # Everything is in a temporary folder, and goes when the test ends, however it ends (keeper.py). Needs root and Debian's slurm-wlm and
 # munge; systemd and cgroups it does not need. The node says that it has 4 cores, whatever the machine has. Where the daemons cannot
 # be started slurm_start says why and returns 77, which ctest counts as skipped.
@@ -54,6 +56,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
+FirstJobId=$((1 + RANDOM % 30000 * 1000))
 JobRequeue=1
 NodeName=node0 NodeHostname=$(hostname) NodeAddr=127.0.0.1 CPUs=4
 PartitionName=all Nodes=node0 Default=YES MaxTime=INFINITE State=UP

@@ -1,9 +1,13 @@
 #include "trainer/tensorboard/event_file.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
@@ -28,7 +32,7 @@ class EventFileTest : public testing::Test {
     return part_up_to_step(file_, last_step);
   }
   const std::filesystem::path file_ =
-      std::filesystem::path(testing::TempDir()) / "scone_event_file_test";
+      std::filesystem::path(testing::TempDir()) / fmt::format("scone_event_file_test.{}", getpid());
 };
 
 TEST(Crc32c, IsThatOfTheStandard) {
