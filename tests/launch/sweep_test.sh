@@ -261,6 +261,12 @@ grep -q 'mpirun .* -np 2 .*scone train stopped/points/a/point.yaml' stopped/poin
 cat >mpirun-stand-in <<'SH'
 #!/usr/bin/env bash
 echo "$*" >mpirun-arguments
+if [ "$1" = --stubborn ]; then
+  trap '' USR1 TERM INT
+  setsid sleep 300 &
+  echo "$$ $!" >mpirun-processes
+  wait
+fi
 for signal in USR1 TERM INT; do trap "echo $signal >mpirun-signal; exit 75" "$signal"; done
 while :; do sleep 0.1; done
 SH
@@ -275,6 +281,26 @@ wait "$sweep" || code=$?
 sweep=
 [ "$code $(cat mpirun-signal)" = "75 USR1" ] || fail "expected exit code 75 and SIGUSR1, found $code $(cat mpirun-signal)"
 grep -q '^--option -np 2 .*scone train other/points/a/point.yaml' mpirun-arguments || fail "mpirun got $(cat mpirun-arguments)"
+
+# A second signal ends what ignores the first, and what it started in a process group of its own.
+sed -i -e 's/folder: other/folder: stubborn/' -e 's/--option/--stubborn/' other.yaml
+"$scone" sweep other.yaml >other.log 2>&1 &
+sweep=$!
+waits_for 30 test -s mpirun-processes
+kill -TERM "$sweep"
+sleep 0.3
+kill -0 "$sweep" || fail "the sweep did not wait for its child: $(cat other.log)"
+kill -INT "$sweep"
+code=0
+wait "$sweep" || code=$?
+sweep=
+[ "$code" = 75 ] || fail "expected exit code 75 after a second signal, found $code: $(cat other.log)"
+for process in $(cat mpirun-processes); do
+  if kill -0 "$process" 2>/dev/null; then
+    kill -KILL "$process"
+    fail "a process outlived the second signal: $(cat other.log)"
+  fi
+done
 
 # A point that fails is tried again, shown, and keeps no other from its end.
 cat >failing.yaml <<'YAML'
