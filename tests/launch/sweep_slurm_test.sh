@@ -92,7 +92,10 @@ done
 [ "$("$scone" sweep status out --json | tail -n 1 | grep -o '"name":"baseline"[^}]*"state":"[a-z]*"' | tail -c 9)" = '"queued"' ] ||
   fail "the task is not back in the queue: $("$scone" sweep status out)"
 scontrol update job="${job}_1" StartTime=now # else Slurm waits for two minutes
-trained baseline 1000
+for _ in $(seq 300); do
+  grep -q 'resumed from' "out/slurm/train-${job}_1.log" && break
+  sleep 0.1
+done
 grep -q 'resumed from' "out/slurm/train-${job}_1.log" || fail "the task did not go on where it was"
 sed -i 's/trainer.steps: 20K/trainer.steps: 3K/' sweep.yaml # for the error: a point in the queue whose settings change
 ends 2 'trainer.steps: 20000 before, 3000 now' "$scone" sweep sweep.yaml
