@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 sweep=
 trap '[ -z "$sweep" ] || kill -9 "$sweep" 2>/dev/null; rm -rf "$folder"' EXIT
 cd "$folder"
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 # others may be at work on this machine
 
 fail() {
   echo "sweep_test: $*"
