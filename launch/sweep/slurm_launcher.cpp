@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -41,15 +42,19 @@ std::string read_text(const fs::path& path) {
 }
 
 /// Runs one of Slurm's commands to its end.
-CommandResult call(const fs::path& folder, const std::vector<std::string>& command,
+CommandResult call(const std::vector<std::string>& command,
                    const std::vector<std::string>& environment = {}) {
-  const ChildOutput output{folder / "slurm" / "command.out", folder / "slurm" / "command.err"};
-  fs::create_directories(folder / "slurm");
-  for (const fs::path& path : {output.out, output.error}) replace_file(path, "");
+  std::string name = (fs::temp_directory_path() / "scone-sweep-XXXXXX").string();
+  if (::mkdtemp(name.data()) == nullptr)
+    throw std::runtime_error(fmt::format("{}: no folder can be made there; set TMPDIR to another",
+                                         fs::temp_directory_path().string()));
+  const fs::path folder = name;
+  const ChildOutput output{folder / "out", folder / "error"};
   CommandResult result;
   result.code = ChildProcess(command, environment, output).wait();
   result.out = read_text(output.out);
   result.error = read_text(output.error);
+  fs::remove_all(folder);
   if (result.code == 127 && result.error.empty())
     result.error = command[0] + " is not in PATH; load Slurm, or use launcher.local";
   return result;
@@ -70,8 +75,8 @@ std::vector<JobRecord> read_jobs(const fs::path& folder) {
 }
 
 /// The state of each array task of this user in the queue: "123_4" -> "PENDING".
-std::map<std::string, std::string> ask_queue(const fs::path& folder) {
-  const auto result = call(folder, {"squeue", "--me", "--noheader", "--array", "--format=%i %T"});
+std::map<std::string, std::string> ask_queue() {
+  const auto result = call({"squeue", "--me", "--noheader", "--array", "--format=%i %T"});
   if (result.code != 0) throw std::runtime_error(fmt::format("squeue failed: {}", result.error));
   std::map<std::string, std::string> states;
   std::istringstream lines(result.out);
@@ -108,6 +113,7 @@ class Submission {
   fs::path script() const;
   /// points: indices of them.
   void submit(Stage stage, const std::string& dependency, const std::vector<std::size_t>& points);
+  void keep_record() const;
   [[noreturn]] void refused(Stage stage, const std::string& message);
 
   const SweepConfig& sweep_;
@@ -180,9 +186,11 @@ void Submission::refused(Stage stage, const std::string& message) {
   if (!submitted_.empty()) {
     std::vector<std::string> cancel = {"scancel"};
     for (const JobRecord& job : submitted_) cancel.push_back(job.id);
-    const auto result = call(folder_, cancel);
+    const auto result = call(cancel);
     if (result.code != 0)
       spdlog::warn("scancel failed: {}; cancel {} by hand", result.error, fmt::join(cancel, " "));
+    submitted_.clear();
+    keep_record();
   }
   throw InputError(
       fmt::format("{}: launcher.slurm: sbatch refused the {} jobs, and nothing is submitted: {}",
@@ -224,7 +232,7 @@ void Submission::submit(Stage stage, const std::string& dependency,
       "SCONE=" + program_, "SCONE_REPOSITORY=" + launch.parent_path().string()};
   const auto finish = [&](std::vector<std::string> command) {
     command.insert(command.end(), {script().string(), commands.string()});
-    return call(folder_, command, environment);
+    return call(command, environment);
   };
   if (submitted_.empty()) {  // all arrays have the same options: what is refused is refused here
     std::vector<std::string> test = sbatch;
@@ -237,13 +245,21 @@ void Submission::submit(Stage stage, const std::string& dependency,
   job.id = result.out.substr(0, result.out.find(';'));  // without the cluster's name
   for (const std::size_t i : points) awaited_[i][stage] = job.id;
   submitted_.push_back(std::move(job));
+  keep_record();
+}
+
+/// At once, so that a job in the queue is known whatever comes next.
+void Submission::keep_record() const {
+  std::vector<JobRecord> all = before_;
+  all.insert(all.end(), submitted_.begin(), submitted_.end());
+  replace_file(folder_ / "slurm" / "jobs.json", Json(all).dump(1) + "\n");
 }
 
 std::vector<SlurmJob> Submission::run() {
   // What is in the queue stays there, and what reads its results was submitted with it.
   std::map<std::pair<std::string, std::string>, std::string> in_queue;  // name, stage -> job
   if (!before_.empty()) {
-    const auto states = ask_queue(folder_);
+    const auto states = ask_queue();
     for (const JobRecord& job : before_)
       for (const auto& [task, name] : job.points)
         if (states.contains(job.id + "_" + task)) in_queue[{name, job.stage}] = job.id;
@@ -264,9 +280,6 @@ std::vector<SlurmJob> Submission::run() {
     }
     for (const auto& [dependency, points] : by_dependency) submit(stage, dependency, points);
   }
-  std::vector<JobRecord> all = before_;
-  all.insert(all.end(), submitted_.begin(), submitted_.end());
-  replace_file(folder_ / "slurm" / "jobs.json", Json(all).dump(1) + "\n");
   std::vector<SlurmJob> jobs;
   for (const JobRecord& record : submitted_) {
     jobs.push_back({record.id, record.stage, {}});
@@ -281,7 +294,7 @@ SlurmQueue read_queue(const fs::path& folder) {
   SlurmQueue queue;
   const auto jobs = read_jobs(folder);
   if (jobs.empty()) return queue;
-  const auto states = ask_queue(folder);
+  const auto states = ask_queue();
   for (const JobRecord& job : jobs) {  // later ones last: they are what a point is at
     for (const auto& [task, name] : job.points) {
       const auto at = states.find(job.id + "_" + task);

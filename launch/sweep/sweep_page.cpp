@@ -237,7 +237,7 @@ std::string make_page(const SweepResults& results, const std::string& sweep_file
     plots += figure("Perplexity against training FLOPs, of both models",
                     scatter(results, "training-flops", "training FLOPs", {"model.main."},
                             [](const auto& result) { return result.training_flops; }));
-    plots += figure("Perplexity against inference FLOPs a token, from the baked table",
+    plots += figure("Perplexity against inference FLOPs a token (f-grams from a table)",
                     scatter(results, "inference-flops", "inference FLOPs a token", {"model.main."},
                             [](const auto& result) { return result.point.figures.main_flops; }));
   }

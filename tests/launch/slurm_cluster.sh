@@ -30,8 +30,10 @@ import socket
 sockets = [socket.socket() for _ in range(2)]
 for each in sockets: each.bind(("127.0.0.1", 0))
 print(*(each.getsockname()[1] for each in sockets))')
+  # Open MPI names its shared memory after the job's number, which two of these that run at once must not have in common.
   cat >"$slurm_folder/slurm.conf" <<CONF
 ClusterName=scone
+FirstJobId=$((10000 + $$ % 1000000))
 SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmUser=root
 SlurmctldPort=${ports% *}

@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 sweep=
 trap '[ -z "$sweep" ] || kill -9 "$sweep" 2>/dev/null; rm -rf "$folder"' EXIT
 cd "$folder"
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 # others may be at work on this machine
 
 fail() {
   echo "sweep_test: $*"
@@ -19,7 +19,7 @@ fail() {
 ends() {
   local expected=$1 message=$2 code=0
   shift 2
-  timeout 60 "$@" >out 2>&1 || code=$?
+  timeout 240 "$@" >out 2>&1 || code=$?
   [ "$code" = "$expected" ] || fail "expected exit code $expected, found $code from: $*"$'\n'"$(cat out)"
   grep -qE -- "$message" out || fail "expected '$message' from: $*"$'\n'"$(cat out)"
 }
@@ -209,7 +209,7 @@ launcher: {local: {ranks: 1, threads: 1}}
 YAML
 "$scone" sweep killed.yaml >killed.log 2>&1 &
 sweep=$!
-waits_for 30 grep -q '"step":300,' killed/points/long/metrics.jsonl
+waits_for 90 grep -q '"step":300,' killed/points/long/metrics.jsonl
 [ "$(state killed long)" = running ] || fail "expected long to be running: $("$scone" sweep status killed)"
 ends 2 "scone: error: folder: killed is in use: pid $sweep on " "$scone" sweep killed.yaml
 kill -KILL "$sweep"
@@ -234,14 +234,14 @@ cat >stopped.yaml <<'YAML'
 run: long.yaml
 folder: stopped
 points:
-  - {name: a, trainer.steps: 1500, optimizer.schedule: constant}
+  - {name: a, trainer.steps: 600, optimizer.schedule: constant}
 launcher: {local: {ranks: 2, threads: 1, oversubscribe: true}}
 YAML
 for signals in "INT" "TERM INT"; do
   rm -f stopped/points/a/metrics.jsonl
   "$scone" sweep stopped.yaml >stopped.log 2>&1 &
   sweep=$!
-  waits_for 30 test -s stopped/points/a/metrics.jsonl
+  waits_for 90 test -s stopped/points/a/metrics.jsonl
   for signal in $signals; do kill -s "$signal" "$sweep"; done
   code=0
   wait "$sweep" || code=$?
@@ -261,6 +261,12 @@ grep -q 'mpirun .* -np 2 .*scone train stopped/points/a/point.yaml' stopped/poin
 cat >mpirun-stand-in <<'SH'
 #!/usr/bin/env bash
 echo "$*" >mpirun-arguments
+if [ "$1" = --stubborn ]; then
+  trap '' USR1 TERM INT
+  setsid sleep 300 &
+  echo "$$ $!" >mpirun-processes
+  wait
+fi
 for signal in USR1 TERM INT; do trap "echo $signal >mpirun-signal; exit 75" "$signal"; done
 while :; do sleep 0.1; done
 SH
@@ -268,13 +274,33 @@ chmod +x mpirun-stand-in
 sed -e 's/folder: stopped/folder: other/' -e 's/oversubscribe: true/oversubscribe: true, mpirun: .\/mpirun-stand-in --option/' stopped.yaml >other.yaml
 "$scone" sweep other.yaml >other.log 2>&1 &
 sweep=$!
-waits_for 30 test -s mpirun-arguments
+waits_for 90 test -s mpirun-arguments
 kill -TERM "$sweep"
 code=0
 wait "$sweep" || code=$?
 sweep=
 [ "$code $(cat mpirun-signal)" = "75 USR1" ] || fail "expected exit code 75 and SIGUSR1, found $code $(cat mpirun-signal)"
 grep -q '^--option -np 2 .*scone train other/points/a/point.yaml' mpirun-arguments || fail "mpirun got $(cat mpirun-arguments)"
+
+# A second signal ends what ignores the first, and what it started in a process group of its own.
+sed -i -e 's/folder: other/folder: stubborn/' -e 's/--option/--stubborn/' other.yaml
+"$scone" sweep other.yaml >other.log 2>&1 &
+sweep=$!
+waits_for 90 test -s mpirun-processes
+kill -TERM "$sweep"
+sleep 0.3
+kill -0 "$sweep" || fail "the sweep did not wait for its child: $(cat other.log)"
+kill -INT "$sweep"
+code=0
+wait "$sweep" || code=$?
+sweep=
+[ "$code" = 75 ] || fail "expected exit code 75 after a second signal, found $code: $(cat other.log)"
+for process in $(cat mpirun-processes); do
+  if grep -q '^State:.[^Z]' "/proc/$process/status" 2>/dev/null; then # Z: killed, and not yet waited for
+    kill -KILL "$process"
+    fail "a process outlived the second signal: $(cat other.log)"
+  fi
+done
 
 # A point that fails is tried again, shown, and keeps no other from its end.
 cat >failing.yaml <<'YAML'
@@ -374,7 +400,7 @@ ends 2 'sbatch refused the train jobs, and nothing is submitted: sbatch: error: 
 sed 's/folder: .*/folder: half/' slurm.yaml >half.yaml
 ends 2 'sbatch refused the eval jobs, and nothing is submitted: sbatch: error: AssocMaxSubmitJobLimit' env refuse=3 "$scone" sweep half.yaml
 [ "$(cat slurm-programs/scancel.log)" = "101 102" ] || fail "what was submitted is not cancelled: $(cat slurm-programs/scancel.log)"
-[ ! -e half/slurm/jobs.json ] || fail "cancelled jobs are kept"
+[ "$(cat half/slurm/jobs.json)" = "[]" ] || fail "cancelled jobs are kept: $(cat half/slurm/jobs.json)"
 rm slurm-programs/{calls,sbatch.log}
 ends 0 'submitted eval-baked: 1 as job 104' "$scone" sweep slurm.yaml
 common='--nodes=1 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=1 --account=lab --partition=cpu --time=01:00:00 --gpus-per-node=4 --exclusive'
