@@ -39,8 +39,8 @@ std::int64_t product(const Shape& shape) {
 }
 
 std::shared_ptr<void> allocate_zeroed(std::size_t bytes) {
-  // Huge pages where they are filled: first touched 512 times less often, and found by fewer entries
-  // of the processor's page table cache.
+  // Huge pages where they are filled: first touched 512 times less often, and found by fewer
+  // entries of the processor's page table cache.
   const std::size_t alignment = bytes < 4 * kHugePage ? kAlignment : kHugePage;
   const std::size_t padded = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, padded);

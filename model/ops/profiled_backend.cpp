@@ -180,8 +180,7 @@ void ProfiledBackend::norm_backward(NormKind kind, const Tensor& d_y, const Tens
                                     bool accumulate, const Tensor& d_gain, const Tensor& d_bias,
                                     std::int64_t rows) {
   timed("norm_backward", 0.0, [&] {
-    backend_.norm_backward(kind, d_y, x, gain, statistics, d_x, accumulate, d_gain, d_bias,
-                                  rows);
+    backend_.norm_backward(kind, d_y, x, gain, statistics, d_x, accumulate, d_gain, d_bias, rows);
   });
 }
 
@@ -208,8 +207,7 @@ void ProfiledBackend::swiglu_backward(const Tensor& d_y, const Tensor& gate, con
 
 void ProfiledBackend::rope(const Tensor& qkv, const Tensor& positions, std::int64_t heads,
                            std::int64_t head_width, bool inverse, std::int64_t rows) {
-  timed("rope", 0.0,
-        [&] { backend_.rope(qkv, positions, heads, head_width, inverse, rows); });
+  timed("rope", 0.0, [&] { backend_.rope(qkv, positions, heads, head_width, inverse, rows); });
 }
 
 void ProfiledBackend::causal_attention(const CausalShape& shape, const Tensor& qkv,
@@ -224,8 +222,7 @@ void ProfiledBackend::causal_attention_backward(const CausalShape& shape, const 
                                                 const Tensor& log_sum_exp, const Tensor& d_out,
                                                 const Tensor& d_qkv) {
   timed("causal_attention_backward", 5.0 * attention_flops(shape), [&] {
-    backend_.causal_attention_backward(shape, qkv, attention_start, out, log_sum_exp, d_out,
-                                              d_qkv);
+    backend_.causal_attention_backward(shape, qkv, attention_start, out, log_sum_exp, d_out, d_qkv);
   });
 }
 
@@ -249,9 +246,8 @@ void ProfiledBackend::cached_attention(const Tensor& qkv, const Tensor& keys_val
                                        std::int64_t past, std::int64_t heads,
                                        std::int64_t head_width, const Tensor& out,
                                        std::int64_t rows) {
-  timed("cached_attention", 0.0, [&] {
-    backend_.cached_attention(qkv, keys_values, past, heads, head_width, out, rows);
-  });
+  timed("cached_attention", 0.0,
+        [&] { backend_.cached_attention(qkv, keys_values, past, heads, head_width, out, rows); });
 }
 
 void ProfiledBackend::gather_rows(const Tensor& source, const Tensor& index, const Tensor& target,
@@ -266,16 +262,14 @@ void ProfiledBackend::scatter_rows(const Tensor& source, const Tensor& index, co
 
 void ProfiledBackend::scatter_add_rows(const Tensor& source, const Tensor& index,
                                        const Tensor& target, std::int64_t count) {
-  timed("scatter_add_rows", 0.0,
-        [&] { backend_.scatter_add_rows(source, index, target, count); });
+  timed("scatter_add_rows", 0.0, [&] { backend_.scatter_add_rows(source, index, target, count); });
 }
 
 void ProfiledBackend::embed(const EmbeddingInput& input, const Tensor& token_embedding,
                             const Tensor& position_embedding, const Tensor& rows, const Tensor& out,
                             std::int64_t count) {
-  timed("embed", 0.0, [&] {
-    backend_.embed(input, token_embedding, position_embedding, rows, out, count);
-  });
+  timed("embed", 0.0,
+        [&] { backend_.embed(input, token_embedding, position_embedding, rows, out, count); });
 }
 
 void ProfiledBackend::embed_backward(const EmbeddingInput& input, const Tensor& d_out,
@@ -283,8 +277,7 @@ void ProfiledBackend::embed_backward(const EmbeddingInput& input, const Tensor& 
                                      const Tensor& d_position_embedding, const Tensor& d_rows,
                                      std::int64_t count) {
   timed("embed_backward", 0.0, [&] {
-    backend_.embed_backward(input, d_out, d_token_embedding, d_position_embedding, d_rows,
-                                   count);
+    backend_.embed_backward(input, d_out, d_token_embedding, d_position_embedding, d_rows, count);
   });
 }
 
@@ -292,17 +285,15 @@ void ProfiledBackend::cross_entropy(const Tensor& logits, const Tensor& targets,
                                     const Tensor& losses, bool with_gradient, float gradient_scale,
                                     std::int64_t rows) {
   timed("cross_entropy", 0.0, [&] {
-    backend_.cross_entropy(logits, targets, used, losses, with_gradient, gradient_scale,
-                                  rows);
+    backend_.cross_entropy(logits, targets, used, losses, with_gradient, gradient_scale, rows);
   });
 }
 
 void ProfiledBackend::cross_entropy_part(const Tensor& logits, const Tensor& targets,
                                          std::int64_t first_class, std::int64_t used,
                                          const Tensor& statistics, std::int64_t rows) {
-  timed("cross_entropy_part", 0.0, [&] {
-    backend_.cross_entropy_part(logits, targets, first_class, used, statistics, rows);
-  });
+  timed("cross_entropy_part", 0.0,
+        [&] { backend_.cross_entropy_part(logits, targets, first_class, used, statistics, rows); });
 }
 
 void ProfiledBackend::cross_entropy_join(const Tensor& logits, const Tensor& targets,
@@ -311,8 +302,8 @@ void ProfiledBackend::cross_entropy_join(const Tensor& logits, const Tensor& tar
                                          const Tensor& losses, bool with_gradient,
                                          float gradient_scale, std::int64_t rows) {
   timed("cross_entropy_join", 0.0, [&] {
-    backend_.cross_entropy_join(logits, targets, first_class, used, all_statistics, parts,
-                                       losses, with_gradient, gradient_scale, rows);
+    backend_.cross_entropy_join(logits, targets, first_class, used, all_statistics, parts, losses,
+                                with_gradient, gradient_scale, rows);
   });
 }
 
