@@ -101,10 +101,16 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
 
 int run_plan(const Arguments& arguments, CommandContext& context) {
   check(arguments);
-  RunConfig config = load_run_config(arguments.file, arguments.overrides, arguments.ranks);
+  RunConfig config =
+      load_run_config(arguments.file, arguments.overrides, arguments.ranks, RunsOn::any_build);
   DeviceFigures device;
-  if (arguments.device != "measured")
-    device = device_figures(arguments.device, config.compute.dtype);
+  const bool is_measured = arguments.device == "measured";
+  if (!is_measured) device = device_figures(arguments.device, config.compute.dtype);
+  if (!is_measured && config.compute.device == Device::cpu)
+    throw InputError(
+        fmt::format("--device {}: compute.device is cpu; give compute.device=cuda and the "
+                    "compute.dtype (bf16), or --device measured",
+                    arguments.device));
   const bool has_fgrams = config.model.fgram.layers > 0;
   const bool has_data = all_exist(config.data.train) &&
                         (!has_fgrams || std::filesystem::exists(config.fgrams.vocabulary));
@@ -113,7 +119,7 @@ int run_plan(const Arguments& arguments, CommandContext& context) {
         "--vocabulary-size and --fgrams are for runs whose data are not there; leave them out");
   PlannedData data;
   if (context.is_root()) data = has_data ? survey(arguments, config) : assume(arguments, config);
-  if (arguments.device == "measured") {
+  if (is_measured) {
     if (config.compute.device != Device::cpu)
       throw InputError(
           "--device measured measures processors, and compute.device is cuda; give h100 or a100");
