@@ -26,6 +26,7 @@ constexpr double kGiga = 1e9, kTera = 1e12;
 // streams of memory; rings of NCCL.
 constexpr double kMatrixShare = 0.6, kMemoryShare = 0.8, kLinkShare = 0.75;
 constexpr double kNodeLatency = 20e-6, kNetworkLatency = 50e-6;  // seconds a collective, assumed
+constexpr double kMessageSeconds = 1e-6;  // of each message of an all-to-all, assumed
 // On a processor the rates are measured, the products being those of the peak; the smaller ones of
 // a model reach this share of it.
 constexpr double kMeasuredMatrixShare = 0.85;
@@ -103,6 +104,7 @@ DeviceFigures device_figures(const std::string& name, DType dtype) {
             .network_rate = sheet.network_rate,
             .node_latency = kNodeLatency,
             .network_latency = kNetworkLatency,
+            .message_seconds = kMessageSeconds,
             .host_memory = static_cast<std::int64_t>(sheet.host_gigabytes * kGiga),
             .ranks_per_node = 8,
             .matrix_share = kMatrixShare,

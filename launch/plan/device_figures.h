@@ -19,6 +19,7 @@ struct DeviceFigures {
   double network_rate = 0;  // bytes, between nodes
   double node_latency = 0;  // seconds a collective
   double network_latency = 0;
+  double message_seconds = 0;    // of each message of an all-to-all
   std::int64_t host_memory = 0;  // bytes of a node
   int ranks_per_node = 8;
   // The shares of these rates that the plan reckons with.

@@ -51,11 +51,11 @@ std::string collective_table(const RunPlan& plan, const DeviceFigures& device) {
   return table;
 }
 
-struct Part {
+struct TimePart {
   const char* name;
   double StepSeconds::*seconds;
 };
-constexpr Part kParts[] = {{"main_products", &StepSeconds::main_products},
+constexpr TimePart kParts[] = {{"main_products", &StepSeconds::main_products},
                            {"main_memory", &StepSeconds::main_memory},
                            {"main_collectives", &StepSeconds::main_collectives},
                            {"fgram_products", &StepSeconds::fgram_products},
@@ -93,17 +93,18 @@ std::string describe_plan(const RunPlan& plan, const FgramLoad& load, const Devi
         load.estimated ? "given: loads of the ranks are estimates, at most"
                        : fmt::format("of the first {} batches", load.steps.size()));
   text += memory_table(plan);
-  text += fmt::format("  {:.2f} GB of {:.2f} a rank; {:.1f} GB of {:.1f} on a node's host{}\n",
+  text += fmt::format("  {:.2f} GB of {:.2f} a rank; {:.1f} GB of {:.1f} on a node's host\n",
                       gigabytes(plan.bytes()), gigabytes(device.memory),
                       gigabytes(plan.node_host_bytes(device, vocabulary)),
-                      gigabytes(device.host_memory),
-                      plan.fits(device, vocabulary) ? "" : ": DOES NOT FIT");
+                      gigabytes(device.host_memory));
+  for (const std::string& obstacle : plan.obstacles(device, vocabulary))
+    text += fmt::format("  CANNOT RUN: {}\n", obstacle);
   text += collective_table(plan, device);
   text +=
       fmt::format("FLOPs of a step: main {:.3e}, f-gram {:.3e}; computed again: {:.3e}, {:.3e}\n",
                   plan.flops.main, plan.flops.fgram, plan.flops.main_again, plan.flops.fgram_again);
   text += "predicted seconds of a step:";
-  for (const Part& part : kParts)
+  for (const TimePart& part : kParts)
     text += fmt::format(" {} {:.4f}", part.name, plan.seconds.*part.seconds);
   return text + fmt::format("\nstep {:.4f} s, {:.0f} tokens/s; {} steps in {:.2f} h\n",
                             plan.seconds.sum(), plan.tokens_per_second(), config.total_steps(),
@@ -137,6 +138,7 @@ nlohmann::json to_json(const DeviceFigures& device) {
           {"network_rate", device.network_rate},
           {"node_latency", device.node_latency},
           {"network_latency", device.network_latency},
+          {"message_seconds", device.message_seconds},
           {"host_memory_bytes", device.host_memory},
           {"ranks_per_node", device.ranks_per_node},
           {"matrix_share", device.matrix_share},
@@ -163,6 +165,7 @@ nlohmann::json to_json(const RunPlan& plan, const DeviceFigures& device,
   json["main_parameters"] = plan.main_parameters;
   json["fgram_parameters"] = plan.fgram_parameters;
   json["fits"] = plan.fits(device, vocabulary);
+  json["obstacles"] = plan.obstacles(device, vocabulary);
   json["host_bytes"] = plan.host_bytes();
   json["node_host_bytes"] = plan.node_host_bytes(device, vocabulary);
   json["program_bytes"] = kProgramBytes;
@@ -189,7 +192,7 @@ nlohmann::json to_json(const RunPlan& plan, const DeviceFigures& device,
                    {"main_again", plan.flops.main_again},
                    {"fgram_again", plan.flops.fgram_again}};
   auto& seconds = json["seconds"] = nlohmann::json::object();
-  for (const Part& part : kParts) seconds[part.name] = plan.seconds.*part.seconds;
+  for (const TimePart& part : kParts) seconds[part.name] = plan.seconds.*part.seconds;
   return json;
 }
 

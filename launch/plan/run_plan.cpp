@@ -1,7 +1,10 @@
 #include "launch/plan/run_plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "data/fgram_index.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 
@@ -57,6 +60,23 @@ std::int64_t RunPlan::node_host_bytes(const DeviceFigures& device,
 
 bool RunPlan::fits(const DeviceFigures& device, const VocabularyBytes& vocabulary) const {
   return bytes() <= device.memory && node_host_bytes(device, vocabulary) <= device.host_memory;
+}
+
+std::vector<std::string> RunPlan::obstacles(const DeviceFigures& device,
+                                            const VocabularyBytes& vocabulary) const {
+  std::vector<std::string> found;
+  const auto gigabytes = [](std::int64_t size) { return static_cast<double>(size) / 1e9; };
+  if (bytes() > device.memory)
+    found.push_back(fmt::format("a rank needs {:.1f} GB, {} has {:.1f}", gigabytes(bytes()),
+                                device.name, gigabytes(device.memory)));
+  const std::int64_t host = node_host_bytes(device, vocabulary);
+  if (host > device.host_memory)
+    found.push_back(fmt::format("a node's host needs {:.1f} GB of memory, and has {:.1f}",
+                                gigabytes(host), gigabytes(device.host_memory)));
+  if (vocabulary.fgrams > FgramIndex::most_fgrams)
+    found.push_back(fmt::format("{} f-grams are more than the {} that an id of 31 bits can name",
+                                vocabulary.fgrams, FgramIndex::most_fgrams));
+  return found;
 }
 
 RunPlan plan_run(const RunConfig& config, int ranks, const FgramLoad& load,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "launch/plan/device_figures.h"
@@ -34,6 +35,9 @@ struct RunPlan {
   std::int64_t node_host_bytes(const DeviceFigures& device,
                                const VocabularyBytes& vocabulary) const;
   bool fits(const DeviceFigures& device, const VocabularyBytes& vocabulary) const;
+  /// Why the run cannot be, a line each; empty: it can.
+  std::vector<std::string> obstacles(const DeviceFigures& device,
+                                     const VocabularyBytes& vocabulary) const;
 };
 
 /// config: with model.vocabulary_size and model.fgram.context filled in, and grids that `ranks`

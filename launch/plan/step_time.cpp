@@ -91,13 +91,13 @@ double collective_seconds(const PlannedCollective& collective, const DeviceFigur
   const LinkBytes bytes = link_bytes(collective, device.ranks_per_node);
   const double node_rate = device.node_rate * device.link_share;
   const double network_rate = device.network_rate * device.link_share;
-  const auto calls = static_cast<double>(collective.count.calls);
-  if (bytes.across_nodes == 0) return bytes.within_node / node_rate + calls * device.node_latency;
-  const double latency = calls * device.network_latency;
-  if (collective.kind == CollectiveKind::all_to_all)
-    return bytes.within_node / node_rate + bytes.across_nodes / network_rate + latency;
-  // A ring's parts run at once; what leaves the node is shared by the adapters of the members.
-  return std::max(bytes.within_node / node_rate, bytes.across_nodes / network_rate) + latency;
+  const bool is_pairs = collective.kind == CollectiveKind::all_to_all;
+  const double latency = static_cast<double>(collective.count.calls) *
+                         ((bytes.across_nodes == 0 ? device.node_latency : device.network_latency) +
+                          (is_pairs ? (collective.ranks - 1) * device.message_seconds : 0));
+  const double within = bytes.within_node / node_rate, across = bytes.across_nodes / network_rate;
+  // A ring's parts run at once.
+  return (is_pairs ? within + across : std::max(within, across)) + latency;
 }
 
 StepSeconds predict_seconds(const RunConfig& config, const PlanGrids& grids, int rank,

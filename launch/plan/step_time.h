@@ -30,9 +30,9 @@ double collective_seconds(const PlannedCollective& collective, const DeviceFigur
 /// Predicted seconds of a step by part. The model: products at matrix_share of the device's rate;
 /// activations go through memory six times, weights three times a microbatch, optimizer state once,
 /// at memory_share of its rate; all-reduce, reduce-scatter and all-gather as rings, all-to-all as
-/// pairs, at link_share of the link's rate, plus a latency a call; one after the other, but for
-/// reductions that run under the backward pass of the last microbatch or chunk (parallel.overlap,
-/// on a device).
+/// pairs, at link_share of the link's rate, plus a latency a call (and a pair's message); one after
+/// the other, but for reductions that run under the backward pass of the last microbatch or chunk
+/// (parallel.overlap, on a device).
 struct StepSeconds {
   double main_products = 0, main_memory = 0, main_collectives = 0;
   double fgram_products = 0, fgram_memory = 0, fgram_collectives = 0;
