@@ -15,6 +15,7 @@
 #include <string>
 
 #include "launch/command.h"
+#include "launch/plan.h"
 #include "launch/session.h"
 #include "launch/threads.h"
 #include "parallel/error.h"

@@ -1,3 +1,5 @@
+#include "launch/plan.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -1,6 +1,7 @@
 #include "launch/plan/device_figures.h"
 
 #include <fmt/format.h>
+#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -118,14 +119,12 @@ DeviceFigures device_figures(const std::string& name, DType dtype) {
 DeviceFigures measure_device(int ranks, int threads, DType dtype, Communicator& world) {
   DeviceFigures figures{.name = "measured"};
   const double cores = std::max(1U, std::thread::hardware_concurrency());
-  // Of this process' threads; under mpirun those of all ranks at once.
-  const double measured_by = world.size();
+  const double measuring = omp_get_max_threads();  // under mpirun of each rank, all at once
+  const double of_rank = std::min(threads > 0 ? threads : cores, cores / ranks);
   world.barrier();
-  const double share =
-      threads > 0 ? std::min(1.0 / ranks, threads / cores) : 1.0 / ranks;  // of the machine
-  figures.matrix_flops = measure_matrix_peak(cpu_backend(), dtype) * measured_by * share;
+  figures.matrix_flops = measure_matrix_peak(cpu_backend(), dtype) / measuring * of_rank;
   world.barrier();
-  figures.memory_rate = measure_memory_rate() * measured_by / ranks;
+  figures.memory_rate = measure_memory_rate() / measuring * of_rank;
   LinkSpeed link{1e12, 0};
   if (world.size() > 1) {
     link = measure_link(world);
