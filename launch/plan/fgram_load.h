@@ -36,10 +36,10 @@ struct FgramLoad {
 /// config: as open_run_data left it.
 FgramLoad survey_fgrams(const RunConfig& config, const RunData& data, int ranks, int batches);
 
-/// From the nodes a token alone; all ranks the same, and at most: each position asks for a row of
-/// its own, and each group computes a root for each two of its nodes, up to all tokens there are.
-/// config: with the vocabulary size. nodes_per_token: distinct nodes of the global batch, roots
-/// included.
+/// From the nodes a token alone; all ranks the same. At most: each position asks for a row of its
+/// own. Assumed: a group computes a root for each two of its nodes, up to all tokens there are, for
+/// groups that share roots compute them each. config: with the vocabulary size. nodes_per_token:
+/// distinct nodes of the global batch, roots included.
 FgramLoad estimate_fgrams(const RunConfig& config, int ranks, double nodes_per_token);
 
 }  // namespace scone

@@ -38,12 +38,12 @@ std::string memory_table(const RunPlan& plan) {
 
 std::string collective_table(const RunPlan& plan, const DeviceFigures& device) {
   if (plan.collectives.empty()) return "no collectives: one rank\n";
-  std::string table = fmt::format("{:<28}{:<22}{:<15}{:>6}{:>8}{:>12}{:>12}{:>10}\n",
+  std::string table = fmt::format("{:<30}{:<22}{:<15}{:>6}{:>8}{:>12}{:>12}{:>10}\n",
                                   "collectives of a rank, a step", "group", "kind", "ranks",
                                   "calls", "in node, MB", "across, MB", "ms");
   for (const PlannedCollective& collective : plan.collectives) {
     const LinkBytes bytes = link_bytes(collective, device.ranks_per_node);
-    table += fmt::format("  {:<26}{:<22}{:<15}{:>6}{:>8}{:>12.3f}{:>12.3f}{:>10.2f}\n",
+    table += fmt::format("  {:<28}{:<22}{:<15}{:>6}{:>8}{:>12.3f}{:>12.3f}{:>10.2f}\n",
                          collective.purpose, collective.group, name_of(collective.kind),
                          collective.ranks, collective.count.calls, bytes.within_node / 1e6,
                          bytes.across_nodes / 1e6, 1e3 * collective_seconds(collective, device));
@@ -56,14 +56,14 @@ struct TimePart {
   double StepSeconds::*seconds;
 };
 constexpr TimePart kParts[] = {{"main_products", &StepSeconds::main_products},
-                           {"main_memory", &StepSeconds::main_memory},
-                           {"main_collectives", &StepSeconds::main_collectives},
-                           {"fgram_products", &StepSeconds::fgram_products},
-                           {"fgram_memory", &StepSeconds::fgram_memory},
-                           {"fgram_collectives", &StepSeconds::fgram_collectives},
-                           {"exchange", &StepSeconds::exchange},
-                           {"reduction", &StepSeconds::reduction},
-                           {"update", &StepSeconds::update}};
+                               {"main_memory", &StepSeconds::main_memory},
+                               {"main_collectives", &StepSeconds::main_collectives},
+                               {"fgram_products", &StepSeconds::fgram_products},
+                               {"fgram_memory", &StepSeconds::fgram_memory},
+                               {"fgram_collectives", &StepSeconds::fgram_collectives},
+                               {"exchange", &StepSeconds::exchange},
+                               {"reduction", &StepSeconds::reduction},
+                               {"update", &StepSeconds::update}};
 
 }  // namespace
 

@@ -21,6 +21,8 @@ std::int64_t reserved(std::int64_t rows) { return std::max<std::int64_t>(1, rows
 
 struct StateBytes {
   std::int64_t parameters = 0, gradients = 0, moments = 0;
+  std::int64_t values = 0,
+               written = 0;  // fp32 of the parameters; what a checkpoint has of the rank
 };
 
 StateBytes state_bytes(const RunConfig& config, const std::vector<ParameterSpec>& specs,
@@ -28,10 +30,10 @@ StateBytes state_bytes(const RunConfig& config, const std::vector<ParameterSpec>
   const std::int64_t elements = parameter_offsets(specs, tp).back();
   const bool zero = sharding.zero > 0 && dp > 1;
   const std::int64_t sliced =
-      zero ? sliced_elements(elements, config.parallel.bucket_elements, {rank / tp, dp}) : 0;
-  const bool working = config.compute.dtype != DType::fp32;
+      sliced_elements(elements, config.parallel.bucket_elements, {rank / tp, dp});
   return {elements * (kFloat + (working ? signed_bytes(size_of(config.compute.dtype)) : 0)),
-          (elements + sliced) * kFloat, 2 * (zero ? sliced : elements) * kFloat};
+          (elements + (zero ? sliced : 0)) * kFloat, 2 * (zero ? sliced : elements) * kFloat,
+          elements * kFloat, 3 * sliced * kFloat};
 }
 
 TensorParallelSize tensor_parallel(const GridConfig& sharding) {
@@ -142,12 +144,13 @@ RankMemory plan_memory(const RunConfig& config, const PlanGrids& grids, int rank
     memory.items.push_back({"f-gram index", 0, 0, vocabulary.index_bytes});
   }
   memory.items.push_back({"batches", 0, 0, batches * batch_bytes(own_positions, has_fgrams)});
-  // A save copies the state to the host where it lies on a device, and once more to write it while
-  // training goes on; of what a rank writes: its part of the values and moments.
-  const bool on_device = config.compute.device != Device::cpu;
-  const std::int64_t state = main.moments + fgram.moments + (main.moments + fgram.moments) / 2;
-  const std::int64_t copies = (on_device ? 1 : 0) + (config.checkpoint.async ? 1 : 0);
-  if (copies > 0) memory.items.push_back({"copies for checkpoints", 0, 0, copies * state});
+  // A save copies values and moments to the host where they lie on a device, and once more what the
+  // rank writes, its slices, where it is written while training goes on.
+  std::int64_t copies = config.compute.device == Device::cpu
+                            ? 0
+                            : main.values + main.moments + fgram.values + fgram.moments;
+  if (config.checkpoint.async) copies += main.written + fgram.written;
+  if (copies > 0) memory.items.push_back({"copies for checkpoints", 0, 0, copies});
   memory.items.push_back({"program and libraries", 0, 0, kProgramBytes});
   return memory;
 }

@@ -67,11 +67,11 @@ sys.exit(not (planned == measured and 0.9 < memory < 1.1 and (total > 0) == (sys
 PYTHON
 }
 compare 1
-compare 1 model.fgram.layers=0 fgrams.vocabulary= model.main.layers=2 compute.recompute=block
+compare 1 model.fgram.layers=0 'fgrams.vocabulary=""' model.main.layers=2 compute.recompute=block
 compare 2 parallel.main.tp=2
 compare 2 parallel.fgram.tp=2 parallel.main.zero=1
 compare 4 parallel.main.tp=2 parallel.fgram.zero=1 parallel.main.sequence_parallel=true
-compare 4 model.fgram.layers=0 fgrams.vocabulary= model.main.layers=2 parallel.main.zero=1 compute.recompute=attention
+compare 4 model.fgram.layers=0 'fgrams.vocabulary=""' model.main.layers=2 parallel.main.zero=1 compute.recompute=attention
 
 # The largest configuration, whose data are not there: in a second, within little memory.
 large=("$repository/configs/scone-1b.yaml" --ranks 256 --device h100 --vocabulary-size 50280)
