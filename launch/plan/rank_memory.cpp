@@ -21,8 +21,9 @@ std::int64_t reserved(std::int64_t rows) { return std::max<std::int64_t>(1, rows
 
 struct StateBytes {
   std::int64_t parameters = 0, gradients = 0, moments = 0;
-  std::int64_t values = 0,
-               written = 0;  // fp32 of the parameters; what a checkpoint has of the rank
+  std::int64_t values = 0;     // fp32, of the parameters
+  std::int64_t written = 0;    // what a checkpoint has of this rank
+  std::int64_t under_way = 0;  // of reductions begun and not done, at most
 };
 
 StateBytes state_bytes(const RunConfig& config, const std::vector<ParameterSpec>& specs,
@@ -31,9 +32,18 @@ StateBytes state_bytes(const RunConfig& config, const std::vector<ParameterSpec>
   const bool zero = sharding.zero > 0 && dp > 1;
   const std::int64_t sliced =
       sliced_elements(elements, config.parallel.bucket_elements, {rank / tp, dp});
-  return {elements * (kFloat + (working ? signed_bytes(size_of(config.compute.dtype)) : 0)),
-          (elements + (zero ? sliced : 0)) * kFloat, 2 * (zero ? sliced : elements) * kFloat,
-          elements * kFloat, 3 * sliced * kFloat};
+  const std::int64_t working =
+      config.compute.dtype == DType::fp32 ? 0 : signed_bytes(size_of(config.compute.dtype));
+  // MPI receives into memory of its own; a reduce_scatter of ours the other ranks' slices.
+  const bool overlaps =
+      dp > 1 && config.parallel.overlap && config.parallel.communicator == Transport::mpi;
+  const std::int64_t received = zero ? sliced * (dp - 1) : elements;
+  return {.parameters = elements * (kFloat + working),
+          .gradients = (elements + (zero ? sliced : 0)) * kFloat,
+          .moments = 2 * (zero ? sliced : elements) * kFloat,
+          .values = elements * kFloat,
+          .written = 3 * sliced * kFloat,
+          .under_way = overlaps ? received * kFloat : 0};
 }
 
 TensorParallelSize tensor_parallel(const GridConfig& sharding) {
@@ -142,6 +152,12 @@ RankMemory plan_memory(const RunConfig& config, const PlanGrids& grids, int rank
     memory.items.push_back({"exchange of rows", 0, exchange_bytes(config, grids, load), 0});
     memory.items.push_back({"f-gram plans", 0, 0, batches * plan_bytes(load)});
     memory.items.push_back({"f-gram index", 0, 0, vocabulary.index_bytes});
+  }
+  if (main.under_way + fgram.under_way > 0) {
+    const bool on_device = config.compute.device != Device::cpu;
+    memory.items.push_back({"reductions under way", on_device ? 0 : main.under_way,
+                            on_device ? 0 : fgram.under_way,
+                            on_device ? main.under_way + fgram.under_way : 0});
   }
   memory.items.push_back({"batches", 0, 0, batches * batch_bytes(own_positions, has_fgrams)});
   // A save copies values and moments to the host where they lie on a device, and once more what the
