@@ -119,7 +119,8 @@ DeviceFigures device_figures(const std::string& name, DType dtype) {
 DeviceFigures measure_device(int ranks, int threads, DType dtype, Communicator& world) {
   DeviceFigures figures{.name = "measured"};
   const double cores = std::max(1U, std::thread::hardware_concurrency());
-  const double measuring = omp_get_max_threads();  // under mpirun of each rank, all at once
+  // Threads at full speed: of this process, under mpirun beside those of the other ranks.
+  const double measuring = std::min<double>(omp_get_max_threads(), cores / world.size());
   const double of_rank = std::min(threads > 0 ? threads : cores, cores / ranks);
   world.barrier();
   figures.matrix_flops = measure_matrix_peak(cpu_backend(), dtype) / measuring * of_rank;

@@ -44,7 +44,7 @@ compare() { # RANKS [key=value ..]
   shift
   run=$((run + 1))
   local keys=(run.yaml "run.folder=run-$run" "$@")
-  "$scone" plan "${keys[@]}" --ranks "$ranks" --batches 2 --json | tail -1 >plan.json || fail "plan $*: failed"
+  "$mpirun" -np "$ranks" "$scone" plan "${keys[@]}" --ranks "$ranks" --batches 2 --json | tail -1 >plan.json || fail "plan $*: failed"
   "$mpirun" -np "$ranks" "$scone" train "${keys[@]}" --json 2>log.txt | tail -1 >train.json || {
     cat log.txt
     fail "train $*: failed"
