@@ -15,7 +15,6 @@
 #include <string>
 
 #include "launch/command.h"
-#include "launch/plan.h"
 #include "launch/session.h"
 #include "launch/threads.h"
 #include "parallel/error.h"

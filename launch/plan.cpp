@@ -1,9 +1,11 @@
-#include "launch/plan.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -70,7 +72,47 @@ PlannedData survey(const Arguments& arguments, RunConfig& config) {
   return planned;
 }
 
-/// From the options, where the data are not there.
+struct ReportedNodes {
+  double per_token = 0;
+  std::int64_t batch_tokens = 0;
+};
+
+/// What the report beside the vocabulary (`scone fgrams --report`) says of batches of about this
+/// run's size; none where there is no report of as many f-grams.
+std::optional<ReportedNodes> read_report(const RunConfig& config) {
+  std::filesystem::path file = config.fgrams.vocabulary;
+  file.replace_extension();
+  file += "-report.json";
+  std::ifstream in(file);
+  if (!in) return std::nullopt;
+  std::optional<ReportedNodes> nearest;
+  const auto distance = [&](std::int64_t tokens) {
+    return std::abs(
+        std::log(static_cast<double>(tokens) / static_cast<double>(config.trainer.batch_tokens)));
+  };
+  try {
+    const auto report = nlohmann::json::parse(in);
+    if (config.fgrams.size > 0 && report.at("size") != config.fgrams.size) return std::nullopt;
+    for (const auto& row : report.at("sharing")) {
+      if (row.at("nodes_per_token").is_null()) continue;  // the corpus was smaller than the batch
+      const auto tokens = row.at("batch_tokens").get<std::int64_t>();
+      if (!nearest || distance(tokens) < distance(nearest->batch_tokens))
+        nearest = ReportedNodes{row.at("nodes_per_token").get<double>(), tokens};
+    }
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(
+        fmt::format("{}: expected a report of `scone fgrams --report`, found {}; make "
+                    "it again, or give --nodes-per-token",
+                    file.string(), error.what()));
+  }
+  if (nearest)
+    fmt::print("{}: {:.3f} nodes a token in batches of {} tokens (this run's have {})\n",
+               file.string(), nearest->per_token, nearest->batch_tokens,
+               config.trainer.batch_tokens);
+  return nearest;
+}
+
+/// From the options and the vocabulary's report, where the data are not there.
 PlannedData assume(const Arguments& arguments, RunConfig& config) {
   const bool has_fgrams = config.model.fgram.layers > 0;
   if (arguments.vocabulary_size.empty())
@@ -83,11 +125,17 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
     throw InputError("--vocabulary-size: expected at least 1, found 0");
   PlannedData planned{estimate_fgrams(config, arguments.ranks, 0), {}};
   if (!has_fgrams) return planned;
-  if (arguments.nodes_per_token < 0)
-    throw InputError(fmt::format(
-        "fgrams.vocabulary: {} or data.train is not there, so what a batch needs of it is not "
-        "known; give --nodes-per-token (`scone fgrams --report` measures it)",
-        config.fgrams.vocabulary));
+  double nodes_per_token = arguments.nodes_per_token;
+  if (nodes_per_token < 0) {
+    const auto reported = read_report(config);
+    if (!reported)
+      throw InputError(fmt::format(
+          "fgrams.vocabulary: {} or data.train is not there, nor a report of as many f-grams, so "
+          "what a batch needs of them is not known; give --nodes-per-token (`scone fgrams "
+          "--report` measures it)",
+          config.fgrams.vocabulary));
+    nodes_per_token = reported->per_token;
+  }
   const std::int64_t fgrams =
       arguments.fgrams.empty() ? config.fgrams.size : parse_size(arguments.fgrams);
   if (fgrams < 1)
@@ -97,7 +145,7 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
   config.model.fgram.context =
       config.fgrams.max_length > 0 ? config.fgrams.max_length : kUsualMaxLength;
   planned.vocabulary = vocabulary_bytes(fgrams, config.model.vocabulary_size);
-  planned.load = estimate_fgrams(config, arguments.ranks, arguments.nodes_per_token);
+  planned.load = estimate_fgrams(config, arguments.ranks, nodes_per_token);
   return planned;
 }
 

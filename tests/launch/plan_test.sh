@@ -84,6 +84,16 @@ sys.exit(not (plan["estimated"] and plan["fits"] and 9e8 < plan["main_parameters
               and 1.7e9 < plan["fgram_parameters"] < 1.9e9 and len(steps) > 10 and steps == sorted(steps)))
 PYTHON
 
+# Nodes a token from the vocabulary's report, of batches of the nearest size, where the corpus has gone.
+"$scone" fgrams --data shards/train --vocabulary fgrams.h5 --report --batch-tokens 128,16Ki >/dev/null 2>&1
+"$scone" plan run.yaml data.train=nowhere --ranks 2 --vocabulary-size 301 --fgrams 400 --json | tail -1 >reported.json
+/usr/bin/python3 - <<'PYTHON' || fail "the report's nodes a token are not used"
+import json, sys
+report = {row["batch_tokens"]: row["nodes_per_token"] for row in json.load(open("fgrams-report.json"))["sharing"]}
+plan = json.load(open("reported.json"))
+sys.exit(not (report[128] > report[16384] and abs(plan["nodes_per_token"] - report[128]) < 1e-9))
+PYTHON
+
 refused() { # TEXT ARGUMENT..
   local text=$1 code=0
   shift
