@@ -27,6 +27,7 @@ class FgramIndex {
     std::uint32_t tag;
   };
   static constexpr std::int64_t absent = -1, further = -2;
+  static constexpr std::int64_t most_fgrams = (std::int64_t{1} << 31) - 2;  // that ids count
 
   FgramIndex() = default;
   /// entries: of how many f-grams; prefixes: references are below it; tokens: ids are below it, at

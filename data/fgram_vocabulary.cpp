@@ -19,7 +19,7 @@ namespace {
 void check_header(const FgramHeader& header, const std::string& source) {
   const std::int64_t vocabulary = header.token_vocabulary_size;
   if (vocabulary < 1 || vocabulary > largest_token_vocabulary ||
-      header.size >= std::numeric_limits<std::int32_t>::max()) {
+      header.size > FgramIndex::most_fgrams) {
     throw InputError(
         fmt::format("{}: {} tokens and {} f-grams; expected 1..{} tokens, and less than 2^31 - 1 "
                     "f-grams",

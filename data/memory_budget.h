@@ -16,6 +16,10 @@ namespace scone {
 /// of mapped files not.
 std::int64_t private_memory_bytes();
 
+/// The most bytes that this process has had in memory so far, pages of files and memory shared with
+/// other processes included.
+std::int64_t peak_memory_bytes();
+
 /// What may still be taken, by several threads.
 class MemoryBudget {
  public:

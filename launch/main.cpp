@@ -49,6 +49,7 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_export(app, action);
   scone::add_import(app, action);
   scone::add_sweep(app, action);
+  scone::add_plan(app, action);
   scone::add_doctor(app, action);
 }
 

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/memory_budget.h"
 #include "launch/command.h"
 #include "launch/run_lock.h"
 #include "launch/session.h"
@@ -132,6 +133,21 @@ void report(const OperationProfile& profile, const RunConfig& config, const Comp
                profile.table(peak));
 }
 
+/// What the steps' collectives have moved, of all ranks together: a table in the log, and returned.
+nlohmann::json report_traffic(Traffic traffic, Communicator& world) {
+  traffic.sum_over(world);
+  nlohmann::json rows = traffic_json(traffic);
+  std::string table =
+      fmt::format("collectives of the training steps, all ranks {:>10}{:>14}", "calls", "MB");
+  for (const auto& row : rows)
+    table += fmt::format("\n  {:<24} {:<15} {:>12} {:>13.3f}",
+                         row.at("group").get_ref<const std::string&>(),
+                         row.at("kind").get_ref<const std::string&>(),
+                         row.at("calls").get<std::int64_t>(), row.at("bytes").get<double>() / 1e6);
+  if (!rows.empty()) spdlog::info(table);
+  return rows;
+}
+
 /// Says what Slurm gives the run, and warns of a time limit that comes too late.
 void report_slurm_job(const SlurmJob& job, double time_limit) {
   const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
@@ -192,6 +208,9 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   spdlog::info("done: step {}, {} tokens, {}", result.step, result.tokens,
                format_duration(result.seconds));
   if (arguments.profile) report(profile, config, device, world);
+  json["traffic"] = report_traffic(trainer.step_traffic(), world);
+  // On the host. With several ranks their shared memory counts in each that has touched it.
+  json["peak_memory_bytes"] = world.all_reduce_value(peak_memory_bytes(), ReduceOp::max);
   context.print_result(json);
   return result.stopped_early ? exit_requeue : 0;
 }

@@ -29,12 +29,6 @@ class TrieAttention final : public Attention {
   const Tensor& parent_;
 };
 
-/// Nodes [begin, end) of the batch, with `repeats` ancestors of node begin in front.
-struct Chunk {
-  std::int64_t begin, end, repeats;
-  std::int64_t size() const { return repeats + end - begin; }
-};
-
 }  // namespace
 
 std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config) {
@@ -72,6 +66,16 @@ TokenTable whole_token_table(const ParameterSet& main_parameters) {
   return {main_parameters.value(index), main_parameters.gradient(index)};
 }
 
+std::vector<TrieChunk> trie_chunks(std::span<const std::int32_t> depth, std::int64_t most_nodes) {
+  const auto nodes = static_cast<std::int64_t>(depth.size());
+  std::vector<TrieChunk> chunks;
+  for (std::int64_t begin = 0; begin < nodes; begin = chunks.back().end) {
+    const std::int64_t repeats = depth[static_cast<std::size_t>(begin)];
+    chunks.push_back({begin, std::min(nodes, begin + most_nodes - repeats), repeats});
+  }
+  return chunks;
+}
+
 struct FgramModel::State {
   ModelConfig config;
   Backend& backend;
@@ -85,7 +89,7 @@ struct FgramModel::State {
   Tensor tokens, parents, depths;                                    // int32 [chunk nodes]
   std::vector<std::int32_t> host_tokens, host_parents, host_depths;  // likewise
   std::vector<std::int32_t> local;  // batch node -> place in the chunk
-  std::vector<Chunk> chunks;
+  std::vector<TrieChunk> chunks;
   Tensor full;      // [chunk nodes, width] where rows are split
   Tensor d_output;  // [chunk nodes, width]
   std::int64_t computed = 0;
@@ -132,7 +136,6 @@ struct FgramModel::State {
   }
 
   void plan_chunks(const TrieNodes& nodes) {
-    chunks.clear();
     computed = 0;
     for (std::int64_t i = 0; i < nodes.size(); ++i) {
       const auto at = static_cast<std::size_t>(i);
@@ -148,18 +151,13 @@ struct FgramModel::State {
             i, nodes.token[at], parent, depth, table.values.dim(0), config.fgram.context));
       }
     }
-    for (std::int64_t begin = 0; begin < nodes.size();) {
-      const std::int64_t repeats = nodes.depth[static_cast<std::size_t>(begin)];
-      const std::int64_t end = std::min(nodes.size(), begin + config.fgram_chunk_nodes - repeats);
-      chunks.push_back({begin, end, repeats});
-      computed += chunks.back().size();
-      begin = end;
-    }
+    chunks = trie_chunks(nodes.depth, config.fgram_chunk_nodes);
+    for (const TrieChunk& chunk : chunks) computed += chunk.size();
     local.resize(std::max(local.size(), nodes.token.size()));
   }
 
   /// The chunk's tokens, parents (by place in the chunk) and depths to the device.
-  void load(const TrieNodes& nodes, const Chunk& chunk) {
+  void load(const TrieNodes& nodes, const TrieChunk& chunk) {
     const auto put = [&](std::int64_t node, std::int64_t place) {
       const auto from = static_cast<std::size_t>(node), to = static_cast<std::size_t>(place);
       const std::int32_t parent = nodes.parent[from];
@@ -184,12 +182,12 @@ struct FgramModel::State {
     backend.upload(std::span<const std::int32_t>(host_depths).first(size), depths);
   }
 
-  TrieShape shape_of(const Chunk& chunk) const {
+  TrieShape shape_of(const TrieChunk& chunk) const {
     return {chunk.size(), transformer.shape().own_heads, config.fgram.width / config.fgram.heads};
   }
 
   void forward_chunk(const TrieNodes& nodes, std::size_t index) {
-    const Chunk& chunk = chunks[index];
+    const TrieChunk& chunk = chunks[index];
     TransformerActivations& own = activations_of(index);
     load(nodes, chunk);
     // Every rank of the group has the whole table, so each embeds the nodes that it holds.
@@ -203,7 +201,7 @@ struct FgramModel::State {
   }
 
   /// Gradients of the embeddings from those of the chunk's input.
-  void backward_embedding(const Chunk& chunk) {
+  void backward_embedding(const TrieChunk& chunk) {
     const Slice held = tp.own_rows(chunk.size());
     if (tp.size() > 1 && !tp.splits_rows()) {
       // All ranks hold all nodes: each adds the token gradients of its share of them.
@@ -235,7 +233,7 @@ void FgramModel::forward(const TrieNodes& nodes, const Tensor& rows) {
   State& s = *state_;
   s.plan_chunks(nodes);
   for (std::size_t i = 0; i < s.chunks.size(); ++i) {
-    const Chunk& chunk = s.chunks[i];
+    const TrieChunk& chunk = s.chunks[i];
     s.forward_chunk(nodes, i);
     const std::int64_t own = chunk.end - chunk.begin;
     const Tensor output = s.tp.gather(s.backend, s.activations_of(i).output, s.full, chunk.size());
@@ -253,7 +251,7 @@ void FgramModel::backward(const TrieNodes& nodes, const Tensor& row_gradients,
   // Groups that have nodes reduce as they go, and wait for this one's part.
   if (s.chunks.empty()) s.transformer.no_backward(gradients_final);
   for (std::size_t i = s.chunks.size(); i-- > 0;) {
-    const Chunk& chunk = s.chunks[i];
+    const TrieChunk& chunk = s.chunks[i];
     const std::int64_t own = chunk.end - chunk.begin;
     if (s.keeps_all()) {
       s.load(nodes, chunk);
@@ -278,6 +276,17 @@ std::size_t FgramModel::activation_bytes() const {
                       state_->transformer.buffer_bytes();
   for (const TransformerActivations& own : state_->activations) bytes += own.bytes;
   return bytes;
+}
+
+std::size_t FgramModel::training_bytes(const ModelConfig& config, const TensorParallelSize& tp,
+                                       DType dtype, std::int64_t chunks) {
+  const TransformerShape shape(config.fgram, tp, config.fgram_chunk_nodes, dtype);
+  const std::size_t of_all = static_cast<std::size_t>(shape.rows * shape.width) * size_of(dtype);
+  const bool keeps_all = config.fgram_recompute == FgramRecompute::none;
+  const auto kept = static_cast<std::size_t>(keeps_all ? std::max<std::int64_t>(1, chunks) : 1);
+  return kept * TransformerActivations::bytes_of(config.fgram, shape, true, Recompute::none) +
+         TransformerScratch::bytes_of(shape, tp.splits_rows) +
+         of_all * (tp.splits_rows ? 3 : 1);  // d_output; full, the transformer's own
 }
 
 }  // namespace scone

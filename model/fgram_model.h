@@ -34,6 +34,14 @@ TokenTable whole_token_table(const ParameterSet& main_parameters);
 
 std::vector<ParameterSpec> fgram_parameter_specs(const ModelConfig& config);
 
+/// Nodes [begin, end) of the batch, with `repeats` ancestors of node begin in front.
+struct TrieChunk {
+  std::int64_t begin, end, repeats;
+  std::int64_t size() const { return repeats + end - begin; }
+};
+/// How a forest of these depths is cut into chunks of at most `most_nodes`, repeats included.
+std::vector<TrieChunk> trie_chunks(std::span<const std::int32_t> depth, std::int64_t most_nodes);
+
 /// A_fgram over a trie: every node computed once, linear layers dense over [nodes, width], each
 /// node attending to its ancestors and itself. Works in chunks of at most config.fgram_chunk_nodes:
 /// a contiguous range of nodes preceded by the ancestors of its first (at most K - 1, computed
@@ -64,6 +72,10 @@ class FgramModel {
   /// Nodes that the last forward computed, repeated ancestors included (recomputation not counted).
   std::int64_t nodes_computed() const;
   std::size_t activation_bytes() const;
+  /// What activation_bytes() is of a model made for training once it has gone through a trie of
+  /// that many chunks, without making one.
+  static std::size_t training_bytes(const ModelConfig& config, const TensorParallelSize& tp,
+                                    DType dtype, std::int64_t chunks);
 
  private:
   struct State;

@@ -16,10 +16,6 @@ namespace {
 /// Of rows of the head: matrix units want aligned rows of logits, and whole tiles.
 constexpr std::int64_t kHeadMultiple = 64;
 
-/// Positions whose logits exist at a time: few enough for a cache on the processor, enough to fill
-/// an accelerator.
-std::int64_t head_tile(Device device) { return device == Device::cpu ? 512 : 8192; }
-
 class CausalAttention final : public Attention {
  public:
   CausalAttention(const CausalShape& shape, const Tensor& start) : shape_(shape), start_(start) {}
@@ -171,7 +167,7 @@ struct MainModel::State {
       *integers = Tensor::zeros({max_positions}, DType::int32, device);
     }
     losses = Tensor::zeros({max_positions}, DType::fp32, device);
-    tile = std::min(head_tile(device), max_positions);
+    tile = MainModel::head_tile(device, max_positions);
     logits = Tensor::zeros({tile, head.dim(0)}, dtype, device);
     if (tp.size() > 1) statistics = Tensor::zeros({tp.size(), tile, 3}, DType::fp32, device);
     if (tp.splits_rows()) full = Tensor::zeros({max_positions, width}, dtype, device);
@@ -413,6 +409,30 @@ std::size_t MainModel::activation_bytes() const {
   return s.activations.bytes + s.scratch.bytes + s.logits.bytes() + s.statistics.bytes() +
          s.full.bytes() + s.transformer.buffer_bytes() + s.d_output.bytes() +
          (s.tp.splits_rows() ? s.d_output_own.bytes() : 0);
+}
+
+std::int64_t MainModel::head_tile(Device device, std::int64_t positions) {
+  return std::min<std::int64_t>(device == Device::cpu ? 512 : 8192, positions);
+}
+
+std::size_t MainModel::training_bytes(const ModelConfig& config, std::int64_t max_positions,
+                                      const TensorParallelSize& tp, Recompute recompute,
+                                      DType dtype, Device device) {
+  const TransformerShape shape(config.main, tp, max_positions, dtype);
+  const auto bytes = [](std::int64_t rows, std::int64_t columns, DType type) {
+    return static_cast<std::size_t>(rows * columns) * size_of(type);
+  };
+  const std::int64_t tile = head_tile(device, max_positions);
+  const std::int64_t own_tokens = (config.vocabulary_size + tp.ranks - 1) / tp.ranks;
+  const std::int64_t head_rows = (own_tokens + kHeadMultiple - 1) / kHeadMultiple * kHeadMultiple;
+  const std::size_t of_all = bytes(max_positions, shape.width, dtype);
+  std::size_t sum = TransformerActivations::bytes_of(config.main, shape, true, recompute) +
+                    TransformerScratch::bytes_of(shape, tp.splits_rows) +
+                    bytes(tile, head_rows, dtype) + of_all;  // logits, d_output
+  if (tp.ranks > 1) sum += bytes(tp.ranks * tile, 3, DType::fp32);
+  if (tp.splits_rows)  // full, the transformer's own, d_output_own
+    sum += 2 * of_all + bytes(shape.own_rows, shape.width, dtype);
+  return sum;
 }
 
 }  // namespace scone

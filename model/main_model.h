@@ -71,6 +71,14 @@ std::vector<ParameterSpec> main_parameter_specs(const ModelConfig& config);
 /// CombineKind::add), the token's embedding elsewhere.
 class MainModel {
  public:
+  /// What activation_bytes() is of a model made for training, without making one.
+  static std::size_t training_bytes(const ModelConfig& config, std::int64_t max_positions,
+                                    const TensorParallelSize& tp, Recompute recompute, DType dtype,
+                                    Device device);
+  /// Positions whose logits exist at a time: few enough for a cache on the processor, enough to
+  /// fill an accelerator.
+  static std::int64_t head_tile(Device device, std::int64_t positions);
+
   /// parameters: made from main_parameter_specs(config), of this rank's part of options.tp; must
   /// outlive this. Allocates all activations. With tensor parallelism forward and forward_backward
   /// are collective over its group, whose ranks pass the same microbatch; rows may be shared out

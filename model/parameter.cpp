@@ -70,21 +70,35 @@ std::int64_t padded(std::int64_t elements) {
   return (elements + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
 }
 
+/// Of a shard, the zero rows that follow it in memory included.
+Shape with_padded_rows(const ParameterSpec& spec, Shape shape) {
+  if (spec.padded_rows > 1)
+    shape[0] = (shape[0] + spec.padded_rows - 1) / spec.padded_rows * spec.padded_rows;
+  return shape;
+}
+
 }  // namespace
+
+std::vector<std::int64_t> parameter_offsets(std::span<const ParameterSpec> specs, int parts) {
+  std::vector<std::int64_t> offsets = {0};
+  for (const ParameterSpec& spec : specs) {
+    const Shape shape = with_padded_rows(spec, shard_shape(spec.shape, spec.sharding, parts));
+    offsets.push_back(offsets.back() + padded(elements_of(shape)));
+  }
+  return offsets;
+}
 
 ParameterSet::ParameterSet(std::vector<ParameterSpec> specs, Device device, bool with_gradients,
                            const Part& part, DType dtype)
     : specs_(std::move(specs)), part_(part), dtype_(dtype) {
-  std::int64_t total = 0;
   std::vector<Shape> shapes, padded_shapes;
   for (const ParameterSpec& spec : specs_) {
     shapes.push_back(shard_shape(spec.shape, spec.sharding, part.count));
-    Shape& with_rows = padded_shapes.emplace_back(shapes.back());
-    if (spec.padded_rows > 1)
-      with_rows[0] = (with_rows[0] + spec.padded_rows - 1) / spec.padded_rows * spec.padded_rows;
-    offsets_.push_back(total);
-    total += padded(elements_of(with_rows));
+    padded_shapes.push_back(with_padded_rows(spec, shapes.back()));
   }
+  offsets_ = parameter_offsets(specs_, part.count);
+  const std::int64_t total = offsets_.back();
+  offsets_.pop_back();
   flat_values_ = Tensor::zeros({total}, DType::fp32, device);
   if (with_gradients) flat_gradients_ = Tensor::zeros({total}, DType::fp32, device);
   if (dtype != DType::fp32) flat_working_ = Tensor::zeros({total}, dtype, device);

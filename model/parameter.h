@@ -79,6 +79,9 @@ class ParameterSet {
   Tensor flat_values_, flat_gradients_, flat_working_;
 };
 
+/// Where each parameter begins in the flat buffers of one of `parts` ranks, and their length.
+std::vector<std::int64_t> parameter_offsets(std::span<const ParameterSpec> specs, int parts);
+
 /// The global tensor [spec.shape], on every rank of the tensor-parallel `group` (collective), from
 /// each rank's shard (a value, a gradient, a moment).
 Tensor gather_shards(const ParameterSpec& spec, const Tensor& shard, Communicator& group);

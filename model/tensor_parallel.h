@@ -9,6 +9,16 @@
 
 namespace scone {
 
+/// How many ranks share a model's layers, and whether they cut what lies between these by rows.
+struct TensorParallelSize {
+  int ranks = 1;
+  bool splits_rows = false;
+  /// Rows that a rank holds between layers, at most, of up to `rows` rows.
+  std::int64_t own_capacity(std::int64_t rows) const {
+    return splits_rows ? (rows + ranks - 1) / ranks : rows;
+  }
+};
+
 /// A model's tensor-parallel group as its layers see it. Weights are cut by column (the layer's
 /// outputs) or by row (its inputs), as in Shoeybi et al., arXiv 1909.08053; what lies between two
 /// such layers is either whole on every rank or, with sequence parallelism (Korthikanti et al.,
@@ -31,10 +41,9 @@ class TensorParallel {
   Slice own_rows(std::int64_t rows) const {
     return splits_rows() ? slice_of(rows, part()) : Slice{0, rows};
   }
+  TensorParallelSize shape() const { return {size(), splits_rows()}; }
   /// Capacity for own_rows of up to `rows` rows.
-  std::int64_t own_capacity(std::int64_t rows) const {
-    return splits_rows() ? (rows + size() - 1) / size() : rows;
-  }
+  std::int64_t own_capacity(std::int64_t rows) const { return shape().own_capacity(rows); }
 
   /// own: [own rows, width]. Returns all [rows, width]: own itself where rows are not split, else
   /// `full`, filled. Collective.

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <optional>
 
 #include "parallel/error.h"
 
@@ -12,27 +14,29 @@ namespace {
 
 constexpr double kInitDeviation = 0.02;  // GPT-2's
 
-/// Makes tensors and counts their bytes.
-class Allocator {
+}  // namespace
+
+/// Makes tensors and counts their bytes; with no device it only counts.
+class CountingAllocator {
  public:
-  Allocator(DType dtype, Device device, std::size_t& bytes)
+  CountingAllocator(DType dtype, std::optional<Device> device, std::size_t& bytes)
       : dtype_(dtype), device_(device), bytes_(bytes) {}
-  Tensor operator()(Shape shape) { return make(std::move(shape), dtype_); }
-  Tensor fp32(Shape shape) { return make(std::move(shape), DType::fp32); }
+  Tensor operator()(const Shape& shape) { return make(shape, dtype_); }
+  Tensor fp32(const Shape& shape) { return make(shape, DType::fp32); }
 
  private:
-  Tensor make(Shape shape, DType dtype) {
-    Tensor tensor = Tensor::zeros(std::move(shape), dtype, device_);
-    bytes_ += tensor.bytes();
-    return tensor;
+  Tensor make(const Shape& shape, DType dtype) {
+    bytes_ += std::accumulate(shape.begin(), shape.end(), size_of(dtype),
+                              [](std::size_t product, std::int64_t extent) {
+                                return product * static_cast<std::size_t>(extent);
+                              });
+    return device_ ? Tensor::zeros(shape, dtype, *device_) : Tensor{};
   }
 
   DType dtype_;
-  Device device_;
+  std::optional<Device> device_;
   std::size_t& bytes_;
 };
-
-}  // namespace
 
 void validate(const TransformerConfig& config, const std::string& model) {
   const auto require = [&model](bool good, const std::string& key, const std::string& expected,
@@ -114,21 +118,36 @@ void append_transformer_specs(const TransformerConfig& config, const std::string
   add_norm("final_norm");
 }
 
-TransformerShape::TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
+TransformerShape::TransformerShape(const TransformerConfig& config, const TensorParallelSize& tp,
                                    std::int64_t most_rows, DType compute_dtype)
     : dtype(compute_dtype),
       rows(most_rows),
       own_rows(tp.own_capacity(most_rows)),
       width(config.width),
-      own_width(config.width / tp.size()),
-      own_heads(config.heads / tp.size()),
-      own_ffw(config.ffw / tp.size()),
+      own_width(config.width / tp.ranks),
+      own_heads(config.heads / tp.ranks),
+      own_ffw(config.ffw / tp.ranks),
       gated(config.activation == ActivationKind::swiglu) {}
 
 TransformerActivations::TransformerActivations(const TransformerConfig& config,
                                                const TransformerShape& shape, bool training,
                                                Recompute recompute, Device device) {
-  Allocator make(shape.dtype, device, bytes);
+  CountingAllocator make(shape.dtype, device, bytes);
+  allocate(make, config, shape, training, recompute);
+}
+
+std::size_t TransformerActivations::bytes_of(const TransformerConfig& config,
+                                             const TransformerShape& shape, bool training,
+                                             Recompute recompute) {
+  TransformerActivations counted;
+  CountingAllocator count(shape.dtype, std::nullopt, counted.bytes);
+  counted.allocate(count, config, shape, training, recompute);
+  return counted.bytes;
+}
+
+void TransformerActivations::allocate(CountingAllocator& make, const TransformerConfig& config,
+                                      const TransformerShape& shape, bool training,
+                                      Recompute recompute) {
   blocks.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = blocks[i];
@@ -162,7 +181,19 @@ TransformerActivations::TransformerActivations(const TransformerConfig& config,
 
 TransformerScratch::TransformerScratch(const TransformerShape& shape, bool splits_rows,
                                        Device device) {
-  Allocator make(shape.dtype, device, bytes);
+  CountingAllocator make(shape.dtype, device, bytes);
+  allocate(make, shape, splits_rows);
+}
+
+std::size_t TransformerScratch::bytes_of(const TransformerShape& shape, bool splits_rows) {
+  TransformerScratch counted;
+  CountingAllocator count(shape.dtype, std::nullopt, counted.bytes);
+  counted.allocate(count, shape, splits_rows);
+  return counted.bytes;
+}
+
+void TransformerScratch::allocate(CountingAllocator& make, const TransformerShape& shape,
+                                  bool splits_rows) {
   d_stream = make({shape.own_rows, shape.width});
   d_norm = make({shape.rows, shape.width});
   d_norm_own = splits_rows ? make({shape.own_rows, shape.width}) : d_norm;
@@ -177,7 +208,7 @@ Transformer::Transformer(const TransformerConfig& config, const std::string& pre
     : config_(config),
       backend_(backend),
       tp_(tp),
-      shape_(config, tp, most_rows, parameters.dtype()),
+      shape_(config, tp.shape(), most_rows, parameters.dtype()),
       recompute_(recompute) {
   const auto get = [&](const std::string& name) {
     const std::size_t index = parameters.find(prefix + name);

@@ -42,10 +42,12 @@ class Attention {
                         const Tensor& d_qkv) const = 0;
 };
 
+class CountingAllocator;
+
 /// Sizes of what passes through one rank's share of a transformer.
 struct TransformerShape {
   TransformerShape() = default;
-  TransformerShape(const TransformerConfig& config, const TensorParallel& tp,
+  TransformerShape(const TransformerConfig& config, const TensorParallelSize& tp,
                    std::int64_t most_rows, DType compute_dtype);
   DType dtype = DType::fp32;              // of activations and of gradients in flight
   std::int64_t rows = 0, own_rows = 0;    // capacity: of all rows, of the rows held between layers
@@ -71,9 +73,16 @@ struct TransformerActivations {
   TransformerActivations() = default;
   TransformerActivations(const TransformerConfig& config, const TransformerShape& shape,
                          bool training, Recompute recompute, Device device);
+  /// What the constructor would allocate, without allocating.
+  static std::size_t bytes_of(const TransformerConfig& config, const TransformerShape& shape,
+                              bool training, Recompute recompute);
   /// Where the caller puts the input embeddings, [own rows, width].
   const Tensor& input() const { return blocks.empty() ? output_input : blocks.front().input; }
   std::size_t bytes = 0;
+
+ private:
+  void allocate(CountingAllocator& make, const TransformerConfig& config,
+                const TransformerShape& shape, bool training, Recompute recompute);
 };
 
 /// Gradients in flight through one backward pass.
@@ -84,7 +93,12 @@ struct TransformerScratch {
   Tensor d_qkv, d_inner, d_gate;  // [rows, 3 own width], [rows, own ffw] twice
   TransformerScratch() = default;
   TransformerScratch(const TransformerShape& shape, bool splits_rows, Device device);
+  /// What the constructor would allocate, without allocating.
+  static std::size_t bytes_of(const TransformerShape& shape, bool splits_rows);
   std::size_t bytes = 0;
+
+ private:
+  void allocate(CountingAllocator& make, const TransformerShape& shape, bool splits_rows);
 };
 
 /// A stack of pre-norm blocks and the final norm: x += attention(norm(x)); x += ffw(norm(x)). qkv,

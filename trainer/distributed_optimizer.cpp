@@ -24,7 +24,7 @@ DistributedOptimizer::DistributedOptimizer(ParameterSet& parameters, const Proce
   std::int64_t sliced = 0;
   for (std::int64_t begin = 0; begin < parameters.elements(); begin += settings.bucket_elements) {
     const std::int64_t count = std::min(settings.bucket_elements, parameters.elements() - begin);
-    const Slice own = slice_of(count, part, slice_alignment);
+    const Slice own = slice_of_bucket(count, part);
     buckets_.push_back(
         {begin, count, sliced, own, slice_counts(count, part.count, slice_alignment)});
     sliced += own.count;
@@ -36,6 +36,10 @@ DistributedOptimizer::DistributedOptimizer(ParameterSet& parameters, const Proce
   second_moment_ = Tensor::zeros({state}, DType::fp32, backend.device());
   if (settings_.zero) reduced_ = Tensor::zeros({sliced}, DType::fp32, backend.device());
   reducing_from_ = buckets_.size();
+}
+
+Slice DistributedOptimizer::slice_of_bucket(std::int64_t count, const Part& replica) {
+  return slice_of(count, replica, slice_alignment);
 }
 
 DistributedOptimizer::~DistributedOptimizer() = default;

@@ -65,6 +65,9 @@ class DistributedOptimizer {
   /// Gradients held beside the parameter set's (ZeRO).
   std::size_t gradient_bytes() const { return reduced_.bytes(); }
 
+  /// The slice of a bucket of `count` elements that is a replica's.
+  static Slice slice_of_bucket(std::int64_t count, const Part& replica);
+
  private:
   struct Bucket {
     std::int64_t begin, count;         // of the flat buffers

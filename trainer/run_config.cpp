@@ -163,18 +163,19 @@ void resolve(const ConfigReader& reader, RunConfig& config, int ranks) {
   }
 }
 
-void check_compute(const ConfigReader& reader) {
+void check_compute(const ConfigReader& reader, RunsOn runs_on) {
   const RunConfig& config = reader.config;
   const auto refuse = [&](bool refused, const char* key, const char* message) {
     if (refused) reader.fail(key, message);
   };
+  const bool here = runs_on == RunsOn::this_build;
   const bool cuda = config.compute.device == Device::cuda;
   const bool bf16 = config.compute.dtype == DType::bf16;
   const bool nccl = config.parallel.communicator == Transport::nccl;
-  refuse(cuda && !built_with_cuda(), "compute.device",
+  refuse(here && cuda && !built_with_cuda(), "compute.device",
          "this build has no CUDA; use cpu, or build with -DSCONE_CUDA=ON where nvcc is");
   refuse(nccl && !cuda, "parallel.communicator", "nccl needs compute.device cuda; use mpi");
-  refuse(nccl && !built_with_nccl(), "parallel.communicator",
+  refuse(here && nccl && !built_with_nccl(), "parallel.communicator",
          "this build has no NCCL; use mpi, or build where nccl.h is");
   refuse(config.optimizer.stochastic_rounding && !bf16, "optimizer.stochastic_rounding",
          "rounds weights to bf16, but compute.dtype is fp32; use false");
@@ -319,9 +320,9 @@ void check_metrics_name(const ConfigReader& reader) {
                     name));
 }
 
-void validate(const ConfigReader& reader, int ranks) {
+void validate(const ConfigReader& reader, int ranks, RunsOn runs_on) {
   const RunConfig& config = reader.config;
-  check_compute(reader);
+  check_compute(reader, runs_on);
   if (config.run.folder.empty()) reader.fail("run.folder", "expected a path, found ''");
   if (config.data.train.empty())
     reader.fail("data.train", "expected a path or a list of paths, found an empty list");
@@ -384,13 +385,13 @@ std::int64_t RunConfig::total_steps() const {
 }
 
 RunConfig load_run_config(const std::filesystem::path& file,
-                          const std::vector<std::string>& overrides, int ranks) {
+                          const std::vector<std::string>& overrides, int ranks, RunsOn runs_on) {
   ConfigReader reader(file.string());
   reader.read_file();
   for (const std::string& text : overrides) reader.read_override(text);
   require(reader, file.string());
   resolve(reader, reader.config, ranks);
-  validate(reader, ranks);
+  validate(reader, ranks, runs_on);
   return reader.config;
 }
 

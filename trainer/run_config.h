@@ -103,11 +103,15 @@ struct RunConfig {
   std::int64_t total_steps() const;
 };
 
+/// Whether a run must be one that this build can do, with its CUDA and NCCL, or is only thought of.
+enum class RunsOn { this_build, any_build };
+
 /// Reads a strict YAML file and applies "dotted.key=value" overrides (values parsed as YAML).
 /// Validates everything that needs no data and `ranks`. Throws InputError with file, line, dotted
 /// key and the nearest valid key.
 RunConfig load_run_config(const std::filesystem::path& file,
-                          const std::vector<std::string>& overrides, int ranks);
+                          const std::vector<std::string>& overrides, int ranks,
+                          RunsOn runs_on = RunsOn::this_build);
 
 /// The resolved configuration as YAML, every key with its value and a comment. Reading it back
 /// gives an equal configuration.

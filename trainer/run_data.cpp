@@ -82,4 +82,18 @@ RunData open_run_data(RunConfig& config) {
   return data;
 }
 
+BatchStreamOptions batch_stream_options(const RunConfig& config, const ProcessGrid& main) {
+  const auto& trainer = config.trainer;
+  return {.sequence_length = trainer.sequence_length,
+          .batch_sequences = trainer.batch_tokens / trainer.sequence_length,
+          .data = {main.data_rank(), main.data_size()},
+          .share = {main.tensor_rank(), main.tensor_size()},
+          .microbatch_sequences = trainer.microbatch_tokens / trainer.sequence_length,
+          .share_fgrams = config.fgrams.share,
+          .seed = config.run.seed,
+          .shuffle = true,
+          .attention_across_documents = config.data.attention_across_documents,
+          .prefetch = config.data.prefetch};
+}
+
 }  // namespace scone

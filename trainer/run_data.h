@@ -4,9 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "data/batch_stream.h"
 #include "data/fgram_vocabulary.h"
 #include "data/token_mixture.h"
 #include "data/tokenizer.h"
+#include "parallel/process_grid.h"
 #include "trainer/run_config.h"
 
 namespace scone {
@@ -25,5 +27,8 @@ struct RunData {
 /// Throws InputError where shards and f-gram vocabulary are of different tokenizers, a file is
 /// unfit, or shards are not those of the list beside them (unless data.allow_changed).
 RunData open_run_data(RunConfig& config);
+
+/// How a run's batches are made on a rank of the main model's grid.
+BatchStreamOptions batch_stream_options(const RunConfig& config, const ProcessGrid& main);
 
 }  // namespace scone

@@ -33,8 +33,9 @@ void lap(Backend& backend, Clock::time_point& start, double& sum) {
 Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
     : config_(std::move(config)),
       backend_(backend),
-      world_(world),
-      grids_(world, config_.parallel.main.tp, config_.parallel.fgram.tp),
+      counted_world_(count_traffic(world, traffic_)),
+      world_(*counted_world_),
+      grids_(world_, config_.parallel.main.tp, config_.parallel.fgram.tp),
       data_(open_run_data(config_)),
       width_(config_.model.main.width),
       bad_steps_(config_.trainer.bad_step_sigma, config_.trainer.bad_step_window) {
@@ -67,18 +68,19 @@ Trainer::Trainer(RunConfig config, Backend& backend, Communicator& world)
                                                 backend, width_);
     fgram_optimizer_ = std::make_unique<DistributedOptimizer>(
         fgram_parameters_, grids_.fgram, backend, optimizer_settings(config_.parallel.fgram));
-    planner_ = std::make_unique<FgramPlanner>(*data_.vocabulary, world, grids_.main, grids_.fgram);
+    planner_ = std::make_unique<FgramPlanner>(*data_.vocabulary, world_, grids_.main, grids_.fgram);
   }
   if (data_.validation) token_bytes_ = token_byte_lengths(*data_.tokenizer);
   writer_ = std::make_unique<CheckpointWriter>(
       std::filesystem::path(config_.run.folder) / "checkpoints",
-      world.split_on_host(0, "checkpoint writer"),
+      world_.split_on_host(0, "checkpoint writer"),
       CheckpointOptions{.keep = config_.checkpoint.keep,
                         .permanent_every = config_.checkpoint.permanent_every,
                         .async = config_.checkpoint.async});
   resume();
-  batches_ = std::make_unique<BatchStream>(*data_.train, data_.vocabulary.get(), stream_options(),
-                                           data_state_, planner_.get());
+  batches_ = std::make_unique<BatchStream>(*data_.train, data_.vocabulary.get(),
+                                           batch_stream_options(config_, grids_.main), data_state_,
+                                           planner_.get());
 }
 
 Trainer::~Trainer() {
@@ -103,22 +105,9 @@ OptimizerSettings Trainer::optimizer_settings(const GridConfig& grid) const {
           .seed = config_.run.seed};
 }
 
-BatchStreamOptions Trainer::stream_options() const {
-  const auto& trainer = config_.trainer;
-  return {.sequence_length = trainer.sequence_length,
-          .batch_sequences = trainer.batch_tokens / trainer.sequence_length,
-          .data = {grids_.main.data_rank(), grids_.main.data_size()},
-          .share = {grids_.main.tensor_rank(), grids_.main.tensor_size()},
-          .microbatch_sequences = trainer.microbatch_tokens / trainer.sequence_length,
-          .share_fgrams = config_.fgrams.share,
-          .seed = config_.run.seed,
-          .shuffle = true,
-          .attention_across_documents = config_.data.attention_across_documents,
-          .prefetch = config_.data.prefetch};
-}
-
 StepMetrics Trainer::train_step() {
   const auto step_start = Clock::now();
+  const Traffic traffic_before = traffic_;
   StepMetrics metrics;
   batches_->next(batch_);
   const Batch& batch = batch_;
@@ -152,6 +141,7 @@ StepMetrics Trainer::train_step() {
   metrics.tokens_per_second =
       static_cast<double>(config_.trainer.batch_tokens) / metrics.step_seconds;
   metrics.data_wait_share /= metrics.step_seconds;
+  step_traffic_.add(traffic_.since(traffic_before));
   return metrics;
 }
 

@@ -14,6 +14,7 @@
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "parallel/communicator.h"
+#include "parallel/traffic.h"
 #include "trainer/bad_steps.h"
 #include "trainer/distributed_optimizer.h"
 #include "trainer/embedding_source.h"
@@ -33,6 +34,15 @@ struct TrainingResult {
   std::optional<double> validation_loss;  // of the last evaluation
   bool stopped_early = false;             // by a signal or run.time_limit, with a checkpoint saved
   double seconds = 0;
+};
+
+/// Bytes of one rank's tensors, by model; those of f-gram rows and batches left out.
+struct MemoryUse {
+  struct Model {
+    std::size_t parameters = 0, gradients = 0, moments = 0, activations = 0;
+    std::size_t sum() const { return parameters + gradients + moments + activations; }
+  };
+  Model main, fgram;
 };
 
 /// Trains the two models of a run, each over its own grid of the ranks of `world`. Every method is
@@ -63,6 +73,11 @@ class Trainer {
   void call_in_step(std::function<void(std::int64_t step)> hook) { in_step_ = std::move(hook); }
 
   const RunConfig& config() const { return config_; }
+  /// On this rank now. Not collective.
+  MemoryUse memory_use() const;
+  /// What this rank's collectives have moved in the training steps so far, those of the batch
+  /// stream's thread left out.
+  const Traffic& step_traffic() const { return step_traffic_; }
   const RunGrids& grids() const { return grids_; }
   ParameterSet& main_parameters() { return main_parameters_; }
   ParameterSet& fgram_parameters() { return fgram_parameters_; }  // empty for a baseline
@@ -86,7 +101,6 @@ class Trainer {
   /// Boxes of parameters and moments; see DistributedOptimizer::state.
   std::vector<TensorSlice> state(bool for_writing, bool with_fgrams);
   OptimizerSettings optimizer_settings(const GridConfig& grid) const;
-  BatchStreamOptions stream_options() const;
   // The parts of train_step, in order; each adds its seconds to the metrics.
   /// Forward and backward of all microbatches; returns this rank's sum of losses. Receives rows and
   /// sends row gradients as they are needed and done.
@@ -100,6 +114,8 @@ class Trainer {
 
   RunConfig config_;
   Backend& backend_;
+  Traffic traffic_, step_traffic_;  // of all that this thread does, and of training steps alone
+  std::unique_ptr<Communicator> counted_world_;
   Communicator& world_;
   RunGrids grids_;
   StopSignal stop_signal_;

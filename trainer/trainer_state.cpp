@@ -192,6 +192,20 @@ void Trainer::open_logs() {
   });
 }
 
+MemoryUse Trainer::memory_use() const {
+  const auto of_model = [](const ParameterSet& parameters, const DistributedOptimizer& optimizer,
+                           std::size_t activations) {
+    return MemoryUse::Model{parameters.flat_values().bytes() + parameters.flat_working().bytes(),
+                            parameters.flat_gradients().bytes() + optimizer.gradient_bytes(),
+                            optimizer.moment_bytes(), activations};
+  };
+  MemoryUse use;
+  use.main = of_model(main_parameters_, *main_optimizer_, main_model_->activation_bytes());
+  if (has_fgrams())
+    use.fgram = of_model(fgram_parameters_, *fgram_optimizer_, fgram_model_->activation_bytes());
+  return use;
+}
+
 void Trainer::print_start(double peak) const {
   if (world_.rank() != 0) return;
   std::istringstream yaml(to_yaml(config_));
@@ -205,29 +219,16 @@ void Trainer::print_start(double peak) const {
   }
   spdlog::info(text);
 
-  const auto values_of = [](const ParameterSet& parameters) {
-    return parameters.flat_values().bytes() + parameters.flat_working().bytes();
-  };
-  const std::size_t main_bytes = values_of(main_parameters_),
-                    fgram_bytes = values_of(fgram_parameters_);
-  const std::size_t adam_main = main_optimizer_->moment_bytes();
-  const std::size_t adam_fgram = has_fgrams() ? fgram_optimizer_->moment_bytes() : 0;
-  const std::size_t gradients_main =
-      main_parameters_.flat_gradients().bytes() + main_optimizer_->gradient_bytes();
-  const std::size_t gradients_fgram =
-      has_fgrams() ? fgram_parameters_.flat_gradients().bytes() + fgram_optimizer_->gradient_bytes()
-                   : 0;
-  const std::size_t activations_main = main_model_->activation_bytes();
-  const std::size_t activations_fgram = has_fgrams() ? fgram_model_->activation_bytes() : 0;
+  const MemoryUse use = memory_use();
   std::string table = fmt::format("memory of each rank, MiB {:>14}{:>14}", "main", "f-gram");
   auto row = [&](const char* name, std::size_t of_main, std::size_t of_fgram) {
     table +=
         fmt::format("\n  {:<22} {:>14.1f}{:>14.1f}", name, mebibytes(of_main), mebibytes(of_fgram));
   };
-  row("parameters", main_bytes, fgram_bytes);
-  row("gradients", gradients_main, gradients_fgram);
-  row("AdamW moments", adam_main, adam_fgram);
-  row("activations", activations_main, activations_fgram);
+  row("parameters", use.main.parameters, use.fgram.parameters);
+  row("gradients", use.main.gradients, use.fgram.gradients);
+  row("AdamW moments", use.main.moments, use.fgram.moments);
+  row("activations", use.main.activations, use.fgram.activations);
   // Of f-gram rows and their gradients: here, at their owner, in the exchange's buffers and at
   // their nodes; a position asks for one at most.
   const std::int64_t positions = config_.trainer.batch_tokens / world_.size();  // a rank's share
@@ -235,8 +236,7 @@ void Trainer::print_start(double peak) const {
                                                    sizeof(float) * (world_.size() > 1 ? 6 : 4)
                                              : 0;
   row("f-gram rows, at most", 0, row_bytes);
-  row("sum", main_bytes + gradients_main + adam_main + activations_main,
-      fgram_bytes + gradients_fgram + adam_fgram + activations_fgram + row_bytes);
+  row("sum", use.main.sum(), use.fgram.sum() + row_bytes);
   spdlog::info(table);
 
   for (const ProcessGrid* grid : {&grids_.main, &grids_.fgram}) {

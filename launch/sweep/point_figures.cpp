@@ -62,9 +62,6 @@ PointFigures figures_of(const RunConfig& config, const DataFigures& data) {
     figures.fgram_node_flops =
         forward_flops_per_token(model.fgram, static_cast<double>(data.longest_fgram + 1) / 2);
   }
-  // Parameters, gradients and AdamW's two moments.
-  figures.state_bytes = (figures.main_parameters + figures.fgram_parameters) * 4 *
-                        static_cast<std::int64_t>(sizeof(float));
   return figures;
 }
 

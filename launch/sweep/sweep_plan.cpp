@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "launch/plan/rank_memory.h"
 #include "launch/sweep/svg_plot.h"
 #include "trainer/metrics.h"
 
@@ -26,11 +27,14 @@ bool same_shape(const PointFigures& a, const PointFigures& b) {
 
 Prediction predict(const SweepPoint& point, int ranks, const SweepResults* earlier) {
   Prediction prediction;
-  const auto& parallel = point.config.parallel;
-  // With tensor parallelism or ZeRO-1 a rank holds less; what is the same on each is counted alone.
-  if (ranks == 1 || (parallel.main.tp == 1 && parallel.fgram.tp == 1 && parallel.main.zero == 0 &&
-                     parallel.fgram.zero == 0))
-    prediction.least_bytes = point.figures.state_bytes;
+  RunConfig config = point.config;
+  config.model.vocabulary_size = point.figures.embedding_parameters / config.model.main.width;
+  config.model.fgram.context = point.figures.longest_fgram;
+  const RankMemory memory = plan_memory(config, PlanGrids(config, ranks), 0, RankLoad{}, {});
+  for (const char* name : {"parameters", "gradients", "AdamW moments", "activations"}) {
+    const MemoryItem& item = memory.item(name);
+    prediction.least_bytes += item.main + item.fgram;
+  }
   if (earlier == nullptr) return prediction;
   for (const PointResult& result : earlier->points)
     if (result.tokens_per_second > 0 && same_shape(result.point.figures, point.figures))
@@ -57,12 +61,11 @@ std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>&
     const Prediction prediction = predict(point, sweep.ranks(), earlier);
     const double main_flops = 3 * static_cast<double>(figures.tokens) * figures.main_flops;
     const bool is_finished = result != nullptr && result->finished();
-    plan += row(
-        point.name, width, count(figures.tokens), count(figures.main_parameters),
-        count(figures.fgram_parameters), count(figures.fgrams), short_count(main_flops),
-        prediction.seconds ? format_duration(*prediction.seconds) : "unknown",
-        prediction.least_bytes ? fmt::format(">{}B", count(*prediction.least_bytes)) : "unknown",
-        result != nullptr ? result->status.state : "new");
+    plan += row(point.name, width, count(figures.tokens), count(figures.main_parameters),
+                count(figures.fgram_parameters), count(figures.fgrams), short_count(main_flops),
+                prediction.seconds ? format_duration(*prediction.seconds) : "unknown",
+                fmt::format(">{}B", count(prediction.least_bytes)),
+                result != nullptr ? result->status.state : "new");
     if (is_finished) {
       ++finished;
       continue;
@@ -80,8 +83,8 @@ std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>&
       "{} points, {} finished; to train: {} tokens, {} FLOPs of main models, time {}\n"
       "main, f-gram: parameters. FLOPs: forward and backward of the main model. time: from a "
       "trained "
-      "point of the same shape. memory: of each rank, more than that of parameters, gradients and "
-      "moments\n",
+      "point of the same shape. memory: of each rank, more than that of parameters, gradients, "
+      "moments and activations\n",
       points.size(), finished, short_count(tokens), short_count(flops),
       finished == points.size() ? "0"
       : all_known               ? format_duration(seconds)

@@ -13,8 +13,9 @@ namespace scone {
 
 /// What a run will take, as far as it can be told.
 struct Prediction {
-  std::optional<double> seconds;            // of the training
-  std::optional<std::int64_t> least_bytes;  // of each rank: parameters, gradients and moments alone
+  std::optional<double> seconds;  // of the training
+  // Of each rank: parameters, gradients, moments, and activations, without f-gram rows.
+  std::int64_t least_bytes = 0;
 };
 
 /// earlier: what the sweep's folder holds already; the speed is that of a trained point of the same

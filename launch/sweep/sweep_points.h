@@ -24,15 +24,14 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PointLabel, axis, value, keys)
 struct PointFigures {
   std::int64_t steps = 0, tokens = 0;  // of the training
   std::int64_t main_parameters = 0, embedding_parameters = 0, fgram_parameters = 0;
-  std::int64_t fgrams = 0;       // that the run may use; 0: a baseline
-  int longest_fgram = 0;         // tokens
-  double main_flops = 0;         // of a token, main model and head, forward
-  double fgram_node_flops = 0;   // of a node of the f-gram model's trie, forward
-  std::int64_t state_bytes = 0;  // of parameters, gradients and moments of both models, fp32
+  std::int64_t fgrams = 0;      // that the run may use; 0: a baseline
+  int longest_fgram = 0;        // tokens
+  double main_flops = 0;        // of a token, main model and head, forward
+  double fgram_node_flops = 0;  // of a node of the f-gram model's trie, forward
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PointFigures, steps, tokens, main_parameters,
                                    embedding_parameters, fgram_parameters, fgrams, longest_fgram,
-                                   main_flops, fgram_node_flops, state_bytes)
+                                   main_flops, fgram_node_flops)
 
 /// One run of a sweep.
 struct SweepPoint {
