@@ -291,8 +291,8 @@ int run_step(const Arguments& arguments, CommandContext& context) {
     }
   }
   const ComputeDevice device = open_compute_device(run, context.world);
-  const double peak = measure_matrix_peak(device.backend, run.compute.dtype);
-  fmt::print("{}, {}; matrix peak {:.1f} TFLOP/s\n", device.description, arguments.dtype,
+  double peak = measure_matrix_peak(device.backend, run.compute.dtype);
+  fmt::print("{}, {}; matrix peak {:.3f} TFLOP/s\n", device.description, arguments.dtype,
              peak / 1e12);
   fmt::print("{:<12} {:>10} {:>9} {:>10} {:>11} {:>7} {:>9} {:>12} {:>8}\n", "shape", "parameters",
              "tokens", "step, ms", "tokens/s", "peak", "GB", "f-gram rows/s", "loss");
@@ -312,14 +312,16 @@ int run_step(const Arguments& arguments, CommandContext& context) {
       loss = step_loss;
       rates.push_back(bench.rows_per_second());
     }
-    const std::string operations = profile.table(peak);
+    profile.stop();
+    // Measured again, because what else the machine does changes from one second to the next.
+    peak = std::max(peak, measure_matrix_peak(device.backend, run.compute.dtype));
     const double step = median(seconds), rate = median(rates);
     const auto tokens = static_cast<double>(run.trainer.batch_tokens);
     const double share = bench.step_flops() / step / peak;
     fmt::print("{:<12} {:>9.1f}M {:>9} {:>10.1f} {:>11.0f} {:>6.1f}% {:>9.2f} {:>12.0f} {:>8.4f}\n",
                shape.name, bench.parameters() / 1e6, run.trainer.batch_tokens, step * 1e3,
                tokens / step, 100 * share, bench.bytes() / 1e9, rate, loss);
-    if (arguments.profile) fmt::print("{}", operations);
+    if (arguments.profile) fmt::print("{}", profile.table(peak));
     rows.push_back({{"shape", shape.name},
                     {"parameters", bench.parameters()},
                     {"step_seconds", seconds},

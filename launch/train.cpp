@@ -198,6 +198,7 @@ int run_train(const Arguments& arguments, CommandContext& context) {
     spdlog::info("computing on {}", device.description);
   }
   const TrainingResult result = trainer.run();
+  profile.stop();
   nlohmann::json json = {{"step", result.step},
                          {"tokens", result.tokens},
                          {"seconds", result.seconds},

@@ -32,12 +32,18 @@ void OperationProfile::restart() {
   events_.clear();
   totals_.clear();
   start_ = Clock::now();
+  end_ = Clock::time_point::max();
+}
+
+void OperationProfile::stop() {
+  const std::lock_guard lock(mutex_);
+  end_ = Clock::now();
 }
 
 void OperationProfile::add(const std::string& name, Clock::time_point begin, double flops) {
   const Clock::time_point end = Clock::now();
   const std::lock_guard lock(mutex_);
-  if (begin < start_) return;
+  if (begin < start_ || end > end_) return;
   const auto place = totals_.try_emplace(name).first;
   ++place->second.calls;
   place->second.seconds += seconds_between(begin, end);
@@ -48,7 +54,7 @@ void OperationProfile::add(const std::string& name, Clock::time_point begin, dou
 
 std::string OperationProfile::table(double peak) const {
   const std::lock_guard lock(mutex_);
-  const double all = seconds_between(start_, Clock::now());
+  const double all = seconds_between(start_, std::min(end_, Clock::now()));
   std::vector<std::pair<std::string, Total>> rows(totals_.begin(), totals_.end());
   std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) {
     return a.second.seconds > b.second.seconds;

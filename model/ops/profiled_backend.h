@@ -20,11 +20,13 @@ class OperationProfile {
 
   /// Forgets what has been measured.
   void restart();
+  /// Ends the measuring.
+  void stop();
   /// An operation that ran from `begin` until now on the calling thread; flops: floating-point
   /// operations of its matrix products.
   void add(const std::string& name, Clock::time_point begin, double flops);
-  /// One line an operation, the longest first, with its share of the time since restart(), its
-  /// FLOP/s and their share of `peak` (FLOP/s of this rank); last what was spent outside of all
+  /// One line an operation, the longest first, with its share of the time from restart() to stop(),
+  /// its FLOP/s and their share of `peak` (FLOP/s of this rank); last what was spent outside of all
   /// operations.
   std::string table(double peak) const;
   /// Writes the first kMostEvents operations in Chrome's trace event format (chrome://tracing,
@@ -44,7 +46,7 @@ class OperationProfile {
   };
 
   mutable std::mutex mutex_;
-  Clock::time_point start_ = Clock::now();
+  Clock::time_point start_ = Clock::now(), end_ = Clock::time_point::max();
   std::map<std::string, Total> totals_;
   std::vector<Event> events_;
 };
