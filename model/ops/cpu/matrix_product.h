@@ -112,9 +112,11 @@ class PackedProductLoop {
   };
 
   /// How far a sum over k goes in one oneDNN product from `done`. Lengths come from a small set
-  /// where k varies, because each has a kernel of its own.
+  /// where k varies, because each has a kernel of its own. Sums as long as a vocabulary go by short
+  /// parts, so that those of both factors stay in cache together.
   std::int64_t inner_part(std::int64_t done) const {
-    const std::int64_t left = k_ - done, most = varies_ ? 2048 : (k_ > 8192 ? 1024 : 4096);
+    constexpr std::int64_t kLong = 8192;
+    const std::int64_t left = k_ - done, most = varies_ ? 2048 : k_ > kLong ? 1024 : 4096;
     if (left >= most) return most;
     if (!varies_ || left < kPackedRows) return left;
     return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(left)));
@@ -142,6 +144,7 @@ class PackedProductLoop {
       }
     }
   }
+  /// By all threads of the region together.
   void multiply(const Part& part, bool packs_b) const {
     if (packs_b) {
 #pragma omp for schedule(static)

@@ -191,8 +191,9 @@ ncclResult_t ncclGetVersion(int* version) {
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   std::memset(id, 0, sizeof *id);
   std::memcpy(id->internal, "id", 2);
-  id->internal[2] = static_cast<char>('a' + id_count % 16);
-  id->internal[3] = static_cast<char>('a' + id_count++ / 16);
+  const int number = id_count++;  // read once: two groups that begin at a time are two
+  id->internal[2] = static_cast<char>('a' + number % 16);
+  id->internal[3] = static_cast<char>('a' + number / 16);
   return ncclSuccess;
 }
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* communicator, int ranks, ncclUniqueId id, int rank,
