@@ -168,7 +168,7 @@ nlohmann::json to_json(const RunPlan& plan, const DeviceFigures& device,
   json["obstacles"] = plan.obstacles(device, vocabulary);
   json["host_bytes"] = plan.host_bytes();
   json["node_host_bytes"] = plan.node_host_bytes(device, vocabulary);
-  json["program_bytes"] = kProgramBytes;
+  json["program_bytes"] = program_bytes();
   auto& memory = json["memory"] = nlohmann::json::array();
   for (const MemoryItem& item : plan.memory[plan.largest].items)
     memory.push_back(
