@@ -33,8 +33,8 @@ struct VocabularyBytes {
 VocabularyBytes vocabulary_bytes(const FgramVocabulary& vocabulary);
 VocabularyBytes vocabulary_bytes(std::int64_t fgrams, std::int64_t token_vocabulary);
 
-/// The program and its libraries, as this process found them when it started (25 MiB, with CUDA's
-/// 200), with what MPI, threads and kernels take later: 31 MiB, give or take 4, in the six runs of
+/// The program and its libraries, as this process found them when it started (17 MiB; 166 with
+/// CUDA's), with the 38 MiB that MPI, threads and kernels take later, 4 more or less in the runs of
 /// tests/launch/plan_test.sh.
 std::int64_t program_bytes();
 
