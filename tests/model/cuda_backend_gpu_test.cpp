@@ -31,6 +31,8 @@ TEST(CudaBackend, AdamwFollowsItsFormula) {
   for (const DType dtype : kTypes) check_adamw(test_cuda_backend(), dtype);
 }
 
+TEST(CudaBackend, AdamwRoundsAtRandomByPhilox) { check_stochastic_rounding(test_cuda_backend()); }
+
 TEST(CudaBackend, NormAndSum) { check_reductions(test_cuda_backend()); }
 
 TEST(CudaBackend, UploadDownloadCopyZero) {

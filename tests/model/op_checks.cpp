@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -33,6 +35,22 @@ Tensor normal(Backend& backend, const Shape& shape, DType dtype, std::uint64_t s
 Doubles doubles_of(Backend& backend, const Tensor& tensor) {
   const std::vector<float> values = values_of(backend, tensor);
   return {values.begin(), values.end()};
+}
+
+/// Philox4x32-10 as Salmon et al. (SC 2011) write it.
+using Words = std::array<std::uint32_t, 4>;
+Words philox(Words counter, std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t a = std::uint64_t{0xD2511F53} * counter[0];
+    const std::uint64_t b = std::uint64_t{0xCD9E8D57} * counter[2];
+    const auto high = [](std::uint64_t product) {
+      return static_cast<std::uint32_t>(product >> 32);
+    };
+    const auto low = [](std::uint64_t product) { return static_cast<std::uint32_t>(product); };
+    counter = {high(b) ^ counter[1] ^ key[0], low(b), high(a) ^ counter[3] ^ key[1], low(a)};
+    key = {key[0] + 0x9E3779B9, key[1] + 0xBB67AE85};
+  }
+  return counter;
 }
 
 }  // namespace
@@ -137,6 +155,31 @@ void check_adamw(Backend& backend, DType dtype) {
     const double expected = touched[i] ? found[i] : 0.0;
     ASSERT_NEAR(working[i], expected, kBf16Epsilon * std::abs(expected)) << i;
   }
+}
+
+void check_stochastic_rounding(Backend& backend) {
+  ASSERT_EQ(philox({0, 0, 0, 0}, {0, 0}), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  constexpr std::int64_t kElements = 5003;
+  constexpr std::uint32_t kSeedLow = 0x89abcdef, kSeedHigh = 0x01234567;
+  const auto zeros = [&] { return make(backend, {kElements}, DType::fp32); };
+  const AdamwTensors tensors{normal(backend, {kElements}, DType::fp32, 4, "values"), zeros(),
+                             zeros(), zeros(), make(backend, {kElements}, DType::bf16)};
+  const std::vector<float> before = values_of(backend, tensors.values);
+  // Without a gradient or a rate the values stay.
+  const AdamwRange ranges[] = {{0, 0, 5, false}, {5, 5, 4200, true}, {4205, 4205, 798, false}};
+  backend.adamw(
+      tensors, ranges,
+      {.step = 9, .stochastic_rounding = true, .seed = std::uint64_t{kSeedHigh} << 32 | kSeedLow});
+  EXPECT_EQ(values_of(backend, tensors.values), before);
+  const std::vector<float> copies = values_of(backend, tensors.working);
+  int rounded_up = 0;
+  for (std::uint32_t i = 0; i < kElements; ++i) {
+    const std::uint32_t random = philox({i / 4, 0, 9, 0}, {kSeedLow, kSeedHigh})[i % 4] & 0xFFFF;
+    const auto bits = std::bit_cast<std::uint32_t>(before[i]);
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(copies[i]), (bits + random) & 0xFFFF0000U) << i;
+    rounded_up += std::abs(copies[i]) > std::abs(before[i]) ? 1 : 0;
+  }
+  EXPECT_NEAR(rounded_up, kElements / 2, 4 * std::sqrt(kElements / 4.0));
 }
 
 void check_reductions(Backend& backend) {

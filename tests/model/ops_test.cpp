@@ -47,6 +47,7 @@ TEST(VectorMath, ExpIsWithinAFewUlp) {
 TEST(Optimizer, AdamwFollowsItsFormula) {
   for (const DType dtype : kTypes) check_adamw(cpu_backend(), dtype);
 }
+TEST(Optimizer, RoundsAtRandomByPhilox) { check_stochastic_rounding(cpu_backend()); }
 TEST(Reductions, NormAndSum) { check_reductions(cpu_backend()); }
 TEST(Moves, UploadDownloadCopyZero) {
   for (const DType dtype : kTypes) check_moves(cpu_backend(), dtype);
