@@ -29,8 +29,6 @@ function(scone_library name header)
   endif()
 endfunction()
 scone_library(hdf5 hdf5.h hdf5)
-# Debian's oneDNN package asks for OpenCL in its CMake file, which the processor engine does not need.
-scone_library(dnnl oneapi/dnnl/dnnl.h dnnl)
 scone_library(pcre2 pcre2.h pcre2-8)
 scone_library(sentencepiece sentencepiece_processor.h sentencepiece sentencepiece_train)
 scone_library(zstd zstd.h zstd)

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <hdf5.h>
-#include <oneapi/dnnl/dnnl.h>
 
 #include <array>
 #include <cstdio>
@@ -24,37 +23,10 @@
 namespace scone {
 namespace {
 
-std::string name_of_isa(dnnl_cpu_isa_t isa) {
-  switch (isa) {
-    case dnnl_cpu_isa_sse41:
-      return "SSE4.1";
-    case dnnl_cpu_isa_avx:
-      return "AVX";
-    case dnnl_cpu_isa_avx2:
-      return "AVX2";
-    case dnnl_cpu_isa_avx512_core:
-      return "AVX-512";
-    case dnnl_cpu_isa_avx512_core_vnni:
-      return "AVX-512 with VNNI";
-    case dnnl_cpu_isa_avx512_core_bf16:
-      return "AVX-512 with BF16";
-    case dnnl_cpu_isa_avx512_core_amx:
-      return "AMX";
-    default:
-      return fmt::format("instruction set {:#x}", static_cast<unsigned>(isa));
-  }
-}
-
 Version hdf5_version() {
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
   return {"HDF5", fmt::format("{}.{}.{}", major, minor, release), ""};
-}
-
-Version onednn_version() {
-  const dnnl_version_t* version = dnnl_version();
-  return {"oneDNN", fmt::format("{}.{}.{}", version->major, version->minor, version->patch),
-          "uses " + name_of_isa(dnnl_get_effective_cpu_isa())};
 }
 
 Version cuda_version() {
@@ -91,7 +63,6 @@ std::vector<Version> program_versions(const Session& session) {
            fmt::format("{}; operations by {}", SCONE_COMPILE_FLAGS, cpu_instruction_set())},
           {"MPI", session.mpi_library(), session.mpi_threads()},
           hdf5_version(),
-          onednn_version(),
           cuda_version(),
           nccl_version()};
 }

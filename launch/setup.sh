@@ -22,7 +22,7 @@ for argument in "$@"; do
 done
 
 packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev
-  libcli11-dev nlohmann-json3-dev libdnnl-dev libhwy-dev libsentencepiece-dev libpcre2-dev zlib1g-dev libzstd-dev libxxhash-dev liburing-dev
+  libcli11-dev nlohmann-json3-dev libhwy-dev libsentencepiece-dev libpcre2-dev zlib1g-dev libzstd-dev libxxhash-dev liburing-dev
   gnuplot-nox python3)
 [ "$tests" = ON ] && packages+=(libgtest-dev libgmock-dev libboost-context-dev clang-format-14 python3-h5py python3-numpy hdf5-tools zstd procps chromium slurm-wlm munge)
 if [ "$tests" = ON ]; then  # GPT-2's ids are compared with a tokenizer from npm

@@ -28,7 +28,7 @@ if [ -e "$folder" ] && [ -n "$(ls -A "$folder")" ]; then
   exit 2
 fi
 
-wanted=(libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev libdnnl-dev libhwy-dev
+wanted=(libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev libhwy-dev
   libsentencepiece-dev libpcre2-dev zlib1g-dev libzstd-dev libxxhash-dev liburing-dev libgtest-dev
   libgmock-dev)
 boost=$(apt-cache depends libboost-context-dev | sed -n 's/.*Depends: \(libboost-context[0-9.]*-dev\).*/\1/p' | head -n 1)

@@ -11,9 +11,8 @@ namespace scone {
 /// one, signals the ranks and the batch script, which hands it on. A later one ends the process at
 /// once.
 ///
-/// No thread that computes takes the signal: oneDNN's single-threaded products lead the stack
-/// pointer into a block of the heap, where a handler's frame would overwrite what lies below it.
-/// So the constructing thread, and those it starts from then on (OpenMP's among them, so construct
+/// No thread that computes takes the signal, so that none is late for the others: the constructing
+/// thread, and those it starts from then on (OpenMP's among them, so construct
 /// it before the first parallel region), block the two signals, and a thread that only waits takes
 /// them. Destroy it on the thread that made it.
 class StopSignal {

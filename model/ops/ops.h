@@ -231,7 +231,7 @@ class Backend {
   virtual double sum(const Tensor& x) = 0;
 };
 
-/// The CPU backend: oneDNN for matrix products, OpenMP for the rest. One object for the process,
+/// The CPU backend. One object for the process,
 /// made for the best instruction set of the processor, at most that which the environment variable
 /// SCONE_MAX_ISA names (sse4, avx2, avx512, avx512_bf16). The first call throws InputError where it
 /// names another.

@@ -8,8 +8,6 @@
 #include <set>
 #include <vector>
 
-#include "model/ops/cpu/onednn.h"
-
 struct cublasLtContext {};
 struct cublasLtMatmulDescription {
   cublasComputeType_t compute;
@@ -262,6 +260,40 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   return CUBLAS_STATUS_SUCCESS;
 }
 
+namespace {
+
+/// A matrix stored row by row, or its transpose.
+struct Operand {
+  Floats values;
+  std::int64_t stride;
+  bool transposed;
+  float at(std::int64_t row, std::int64_t column) const {
+    return values[static_cast<std::size_t>(transposed ? column * stride + row
+                                                      : row * stride + column)];
+  }
+};
+
+/// sums: [m, n] += scale A B. A: [m, k]; B: [k, n].
+void add_product(const Operand& a, const Operand& b, std::int64_t m, std::int64_t n, std::int64_t k,
+                 float scale, Floats& sums) {
+  Floats columns(static_cast<std::size_t>(k * n));  // B, row by row
+  for (std::int64_t inner = 0; inner < k; ++inner)
+    for (std::int64_t j = 0; j < n; ++j)
+      columns[static_cast<std::size_t>(inner * n + j)] = b.at(inner, j);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < m; ++i) {
+    float* to = sums.data() + i * n;
+    for (std::int64_t inner = 0; inner < k; ++inner) {
+      const float factor = scale * a.at(i, inner);
+      const float* from = columns.data() + inner * n;
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) to[j] += factor * from[j];
+    }
+  }
+}
+
+}  // namespace
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description, const void* alpha,
                               const void* a_values, cublasLtMatrixLayout_t a, const void* b_values,
                               cublasLtMatrixLayout_t b, const void* beta, const void* c_values,
@@ -286,10 +318,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
   const std::int64_t m = d->rows, n = d->columns, k = inner(*description, *a);
   const float scale = *static_cast<const float*>(alpha), kept = *static_cast<const float*>(beta);
   Floats sums(static_cast<std::size_t>(m * n));
-  const Floats b_floats = floats(b_values, *b);
-  scone::gemm(description->transpose_b == CUBLAS_OP_T, description->transpose_a == CUBLAS_OP_T, n,
-              m, k, scale, b_floats.data(), b->ld, floats(a_values, *a).data(), a->ld, 0.0F,
-              sums.data(), m);
+  const Operand left{floats(b_values, *b), b->ld, description->transpose_b == CUBLAS_OP_T};
+  const Operand right{floats(a_values, *a), a->ld, description->transpose_a == CUBLAS_OP_T};
+  add_product(left, right, n, m, k, scale, sums);
   const cublasLtEpilogue_t epilogue = description->epilogue;
   for (std::int64_t column = 0; column < n; ++column) {
     for (std::int64_t row = 0; row < m; ++row) {
@@ -308,10 +339,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
   }
   for (std::int64_t column = 0; epilogue == CUBLASLT_EPILOGUE_BGRADB && column < n; ++column) {
     float sum = 0;
-    for (std::int64_t i = 0; i < k; ++i) {
-      sum += b_floats[static_cast<std::size_t>(
-          description->transpose_b == CUBLAS_OP_T ? i * b->ld + column : column * b->ld + i)];
-    }
+    for (std::int64_t i = 0; i < k; ++i) sum += left.at(column, i);
     store(sum, const_cast<void*>(description->bias), description->bias_type, column);
   }
   return CUBLAS_STATUS_SUCCESS;

@@ -31,7 +31,6 @@ ends 0 '^scone +0\.[0-9]+\.[0-9]+; revision ([0-9a-f]{12}|unknown)$' "$scone" do
 [ $((SECONDS - begin)) -lt 30 ] || fail "took $((SECONDS - begin)) s"
 has '^compiler +[A-Za-z]+ [0-9.]+; -O[0-9]'
 has '^HDF5 +1\.[0-9]+\.[0-9]+$'
-has '^oneDNN +[0-9]+\.[0-9]+\.[0-9]+; uses '
 has '^started by +none: a single rank$'
 has '^all-reduce +one rank: nothing to reduce$'
 has "^node +$(hostname): 1 of 1 ranks; .*, $(getconf _NPROCESSORS_ONLN) CPUs"
@@ -56,7 +55,7 @@ disk, system = report["disk"], os.statvfs(".")
 assert disk["capacity_bytes"] == system.f_blocks * system.f_frsize, disk
 assert disk["write_megabytes_per_second"] > 0 and disk["read_megabytes_per_second"] > 0 and disk["bytes"] > 0, disk
 assert not [finding for finding in report["findings"] if finding["serious"]], report["findings"]
-assert report["versions"].keys() == {"scone", "compiler", "MPI", "HDF5", "oneDNN", "CUDA", "NCCL"}
+assert report["versions"].keys() == {"scone", "compiler", "MPI", "HDF5", "CUDA", "NCCL"}
 PYTHON
 
 # More threads than CPUs; thread counts that are none; a folder that cannot be written (as root all can be: /proc cannot).

@@ -1,8 +1,8 @@
 #include <cstdlib>
-#include <dnnl.hpp>
 #include <string>
+#include <string_view>
 
-#include "model/ops/cpu/onednn.h"
+#include "model/ops/cpu/instruction_set.h"
 #include "parallel/error.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -30,15 +30,14 @@ HWY_EXPORT(own_backend);
 struct Level {
   const char* name;
   std::int64_t above;  // Highway's targets that it rules out
-  dnnl::cpu_isa onednn;
 };
 
 const Level* most_allowed() {
   static const Level levels[] = {
-      {"sse4", HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL, dnnl::cpu_isa::sse41},
-      {"avx2", HWY_AVX3 | HWY_AVX3_DL, dnnl::cpu_isa::avx2},
-      {"avx512", 0, dnnl::cpu_isa::avx512_core},
-      {"avx512_bf16", 0, dnnl::cpu_isa::avx512_core_bf16},
+      {"sse4", HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL},
+      {"avx2", HWY_AVX3 | HWY_AVX3_DL},
+      {"avx512", 0},
+      {"avx512_bf16", 0},
   };
   const char* wanted = std::getenv("SCONE_MAX_ISA");
   if (wanted == nullptr) return nullptr;
@@ -50,17 +49,20 @@ const Level* most_allowed() {
 }
 
 void limit_instruction_sets() {
+  if (const Level* most = most_allowed()) hwy::DisableTargets(most->above);
+}
+
+bool multiplies_bf16() {
   const Level* most = most_allowed();
-  if (most == nullptr) return;
-  hwy::DisableTargets(most->above);
-  // oneDNN takes this before its first kernel alone.
-  if (dnnl::set_max_cpu_isa(most->onednn) != dnnl::status::success)
-    throw std::logic_error("oneDNN was at work before the processor's backend");
+  return (hwy::SupportedTargets() & HWY_TARGETS & HWY_AVX3) != 0 &&
+         __builtin_cpu_supports("avx512bf16") != 0 &&
+         (most == nullptr || most->name == std::string_view("avx512_bf16"));
 }
 
 #else
 
 void limit_instruction_sets() {}
+bool multiplies_bf16() { return false; }
 
 #endif
 
@@ -74,6 +76,11 @@ Backend& chosen_backend() {
 Backend& cpu_backend() {
   static Backend& backend = chosen_backend();
   return backend;
+}
+
+bool has_bf16_products() {
+  static const bool has = multiplies_bf16();
+  return has;
 }
 
 std::string cpu_instruction_set() {

@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "model/ops/cpu/element.h"
-#include "model/ops/cpu/onednn.h"
 #include "model/ops/cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -90,6 +89,22 @@ struct StoreGeluBackward {
   }
 };
 
+/// Adds to floats: matrix_product does it, where it can.
+struct AddSums {
+  float* y;
+  std::int64_t width;
+  float* sums(std::int64_t row, std::int64_t column) const { return y + row * width + column; }
+  std::int64_t sums_stride() const { return width; }
+  void operator()(const ProductTile& tile) const {
+    for (std::int64_t i = 0; i < tile.rows; ++i) {
+      const float* from = tile.values + i * tile.stride;
+      float* to = sums(tile.row + i, tile.column);
+#pragma omp simd
+      for (std::int64_t j = 0; j < tile.columns; ++j) to[j] += from[j];
+    }
+  }
+};
+
 template <class T>
 struct Add {
   T* y;
@@ -110,7 +125,7 @@ template <class T, class Store>
 void forward_product(const Tensor& x, const Tensor& weight, std::int64_t rows, const Store& store) {
   const std::int64_t out = weight.dim(0), in = weight.dim(1);
   matrix_product(Factor<T>{x.data<T>(), in, false}, Factor<T>{weight.data<T>(), in, true}, rows,
-                 out, in, false, store);
+                 out, in, store);
 }
 
 /// store takes d_y W.
@@ -119,7 +134,7 @@ void backward_product(const Tensor& d_y, const Tensor& weight, std::int64_t rows
                       const Store& store) {
   const std::int64_t out = weight.dim(0), in = weight.dim(1);
   matrix_product(Factor<T>{d_y.data<T>(), out, false}, Factor<T>{weight.data<T>(), in, false}, rows,
-                 in, out, false, store);
+                 in, out, store);
 }
 
 template <class T>
@@ -162,7 +177,7 @@ void backward_weight_of(const Tensor& d_y, const Tensor& x, const Tensor& d_weig
                         const Tensor& d_bias, std::int64_t rows) {
   const std::int64_t out = d_weight.dim(0), in = d_weight.dim(1);
   matrix_product(Factor<T>{d_y.data<T>(), out, true}, Factor<T>{x.data<T>(), in, false}, out, in,
-                 rows, true, Add<float>{d_weight.data<float>(), in});
+                 rows, AddSums{d_weight.data<float>(), in});
   if (!d_bias.empty()) add_column_sums(d_y.data<T>(), out, d_bias.data<float>(), rows);
 }
 

@@ -7,15 +7,16 @@
 #endif
 
 #include <hwy/highway.h>
+#include <omp.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "model/ops/cpu/element.h"
-#include "model/ops/cpu/onednn.h"
+#include "model/ops/cpu/instruction_set.h"
 #include "model/ops/cpu/packing.h"
+#include "model/ops/cpu/panel_product.h"
 #include "model/ops/cpu/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -36,222 +37,195 @@ struct ProductTile {
   std::int64_t stride;
 };
 
-inline std::int64_t blocks_of(std::int64_t extent, std::int64_t block) {
-  return (extent + block - 1) / block;
-}
-
-constexpr std::int64_t kTileRows = 128;
-
-/// A B, in tiles of fixed places, so that results do not depend on the number of threads. A: [m,
-/// k]; B: [k, n]. store(ProductTile) takes each tile from the thread that made it, while it is in
-/// cache. Products are summed in fp32. inner_varies: k is a number of rows, which changes from call
-/// to call, and not a width of the model.
+/// What takes the tiles of a product. One that has sums(row, column) and sums_stride() adds to
+/// floats there: its tiles are not made, the product is.
 template <class Store>
-void matrix_product(const Factor<float>& a, const Factor<float>& b, std::int64_t m, std::int64_t n,
-                    std::int64_t k, bool /*inner_varies*/, const Store& store) {
-  constexpr std::int64_t kTileColumns = 512;
-  const std::int64_t row_tiles = blocks_of(m, kTileRows);
-  const std::int64_t column_tiles = blocks_of(n, kTileColumns);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-  for (std::int64_t row_tile = 0; row_tile < row_tiles; ++row_tile) {
-    for (std::int64_t column_tile = 0; column_tile < column_tiles; ++column_tile) {
-      static thread_local Scratch scratch;
-      const std::int64_t row = row_tile * kTileRows, column = column_tile * kTileColumns;
-      const std::int64_t rows = std::min(kTileRows, m - row);
-      const std::int64_t columns = std::min(kTileColumns, n - column);
-      float* tile = scratch.get<float>(kTileRows * kTileColumns);
-      gemm(a.transposed, b.transposed, rows, columns, k, 1.0F,
-           a.data + (a.transposed ? row : row * a.stride), a.stride,
-           b.data + (b.transposed ? column * b.stride : column), b.stride, 0.0F, tile, columns);
-      store(ProductTile{row, column, rows, columns, tile, columns});
-    }
-  }
-}
+concept AddsToSums = requires(const Store& store) {
+  store.sums(0, 0);
+  store.sums_stride();
+};
 
-inline std::int64_t padded(std::int64_t extent, std::int64_t multiple) {
-  return blocks_of(extent, multiple) * multiple;
-}
-
-/// The bf16 product by oneDNN's kernels for packed operands (Goto and van de Geijn's three loops
-/// around them): parts of both are packed in turn, stay in cache, and all threads work on them.
-template <class Store>
-class PackedProductLoop {
+/// A product of factors stored as T and multiplied as P, by Goto and van de Geijn's loops: parts of
+/// the factors are packed in turn, stay in cache, and all threads work on them. An element's
+/// products are summed in one order, whatever the tiles and threads.
+template <class T, class P, class Store>
+class ProductLoop {
  public:
-  PackedProductLoop(const Factor<Bf16>& a, const Factor<Bf16>& b, std::int64_t m, std::int64_t n,
-                    std::int64_t k, bool inner_varies, const Store& store)
-      : a_(a), b_(b), m_(m), n_(n), k_(k), varies_(inner_varies), store_(store) {}
+  ProductLoop(const Factor<T>& a, const Factor<T>& b, std::int64_t m, std::int64_t n,
+              std::int64_t k, const Store& store)
+      : a_(a), b_(b), m_(m), n_(n), k_(k), store_(store) {}
 
   void run() {
     static thread_local Scratch scratch_a, scratch_b, scratch_sums;
-    const std::int64_t most_rows = std::min(padded(m_, kTileRows), kPartRows);
-    const std::int64_t most_columns = std::min(padded(n_, kTileColumns), kPartColumns);
-    const std::int64_t longest = inner_part(0);
-    const bool has_parts = longest < k_;
-    packs_a_ = a_.transposed || a_.stride != k_ || has_parts;
-    packed_b_ = scratch_b.get<Bf16>(most_columns * padded(longest, kPackedRows));
-    if (packs_a_) packed_a_ = scratch_a.get<Bf16>(most_rows * longest);
-    if (has_parts) sums_ = scratch_sums.get<float>(most_rows * most_columns);
-    const bool has_one_tile = m_ <= kTileRows && n_ <= kTileColumns && !has_parts;
-#pragma omp parallel
-    if (has_one_tile) {
-#pragma omp single nowait
-      only_tile();
-    } else {
-      all_tiles(has_parts);
-    }
+    constexpr std::int64_t kWorthThreads = 1 << 20;  // products
+    const bool has_threads = m_ * n_ * k_ >= kWorthThreads;
+    choose_tile(has_threads ? omp_get_max_threads() : 1);
+    const std::int64_t most_rows = std::min(m_, kPartRows), most_inner = std::min(k_, kPartInner);
+    const std::int64_t most_columns = std::min(n_, part_columns());
+    packs_a_ = a_.transposed || !std::is_same_v<T, P> || k_ % kElements != 0;
+    adds_to_sums_ = AddsToSums<Store> && n_ % kLanes == 0;
+    packed_b_ = scratch_b.get<P>(packed_elements<P>(most_inner, most_columns));
+    // A tile packs its own rows where no other tile needs them.
+    if (packs_a_ && n_ > tile_columns_)
+      packed_a_ = scratch_a.get<P>(padded(most_rows, kRowGroup) * padded(most_inner, kElements));
+    if (k_ > kPartInner && !adds_to_sums_)
+      sums_ = scratch_sums.get<float>(most_rows * padded(most_columns, kPanelColumns));
+#pragma omp parallel if (has_threads)
+    all_parts();
   }
 
  private:
-  static constexpr std::int64_t kTileColumns = 384;
-  static constexpr std::int64_t kPartColumns = 4 * kTileColumns;
-  static constexpr std::int64_t kPartRows = 16 * kTileRows;
+  static constexpr std::int64_t kElements = kWordElements<P>;
+  static constexpr std::int64_t kTileRows = 256, kTileColumns = 384;
+  static constexpr std::int64_t kPartRows = 2048, kPartInner = 4096;
+  static constexpr std::int64_t kPartBytes = 8 << 20;  // of B, that all tiles of a part read
 
   /// Rows of A, columns of B, and inner indices from `begin`, that are multiplied together.
   struct Part {
     std::int64_t row, rows, column, columns, begin, inner;
+    std::int64_t words() const { return words_of<P>(inner); }
+    std::int64_t panel_elements() const { return packed_elements<P>(inner, kPanelColumns); }
   };
 
-  /// How far a sum over k goes in one oneDNN product from `done`. Lengths come from a small set
-  /// where k varies, because each has a kernel of its own. Sums as long as a vocabulary go by short
-  /// parts, so that those of both factors stay in cache together.
-  std::int64_t inner_part(std::int64_t done) const {
-    constexpr std::int64_t kLong = 8192;
-    const std::int64_t left = k_ - done, most = varies_ ? 2048 : k_ > kLong ? 1024 : 4096;
-    if (left >= most) return most;
-    if (!varies_ || left < kPackedRows) return left;
-    return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(left)));
-  }
-
-  /// By one thread: waiting for one another would cost threads more than it takes.
-  void only_tile() const {
-    const Part part{0, m_, 0, n_, 0, k_};
-    for (std::int64_t at = 0; at < n_; at += kPackedColumns) pack_columns(part, at);
-    if (packs_a_) pack_rows(part, 0, m_);
-    tile(part, 0, 0);
-  }
-
-  /// By all threads of a parallel region together.
-  void all_tiles(bool has_parts) const {
-    for (std::int64_t column = 0; column < n_; column += kPartColumns) {
-      for (std::int64_t row = 0; row < m_; row += kPartRows) {
-        for (std::int64_t done = 0; done < k_;) {
-          const Part part{row,    std::min(kPartRows, m_ - row),
-                          column, std::min(kPartColumns, n_ - column),
-                          done,   inner_part(done)};
-          multiply(part, has_parts || row == 0);
-          done += part.inner;
-        }
-      }
+  /// Tiles of about equal width, and enough of them for each thread to have two.
+  void choose_tile(std::int64_t threads) {
+    tile_columns_ = padded(blocks_of(n_, blocks_of(n_, kTileColumns)), kPanelColumns);
+    const auto too_few = [&] {
+      return blocks_of(m_, tile_rows_) * blocks_of(n_, tile_columns_) < 2 * threads;
+    };
+    while (too_few() && (tile_rows_ > kRowGroup || tile_columns_ > kPanelColumns)) {
+      if (tile_columns_ > 2 * tile_rows_ && tile_columns_ > kPanelColumns)
+        tile_columns_ = padded(tile_columns_ / 2, kPanelColumns);
+      else if (tile_rows_ > kRowGroup)
+        tile_rows_ /= 2;
+      else
+        break;
     }
   }
-  /// By all threads of the region together.
-  void multiply(const Part& part, bool packs_b) const {
-    if (packs_b) {
+  std::int64_t part_columns() const {
+    const std::int64_t inner = std::min(k_, kPartInner);
+    const std::int64_t most = kPartBytes / (inner * static_cast<std::int64_t>(sizeof(P)));
+    return std::max<std::int64_t>(1, most / tile_columns_) * tile_columns_;
+  }
+
+  /// By all threads of a region together.
+  void all_parts() const {
+    for (std::int64_t column = 0; column < n_; column += part_columns())
+      for (std::int64_t row = 0; row < m_; row += kPartRows)
+        for (std::int64_t begin = 0; begin < k_; begin += kPartInner)
+          multiply({row, std::min(kPartRows, m_ - row), column,
+                    std::min(part_columns(), n_ - column), begin,
+                    std::min(kPartInner, k_ - begin)});
+  }
+
+  void multiply(const Part& part) const {
+    if (part.row == 0 || k_ > kPartInner) {
 #pragma omp for schedule(static)
-      for (std::int64_t block = 0; block < blocks_of(part.columns, kPackedColumns); ++block)
-        pack_columns(part, block * kPackedColumns);
+      for (std::int64_t panel = 0; panel < blocks_of(part.columns, kPanelColumns); ++panel)
+        pack_panel(part, panel);
     }
-    if (packs_a_) {
-      constexpr std::int64_t kRows = 32;  // a line of cache
+    if (packed_a_ != nullptr) {
+      constexpr std::int64_t kRows = 4 * kRowGroup;
 #pragma omp for schedule(static)
       for (std::int64_t block = 0; block < blocks_of(part.rows, kRows); ++block)
-        pack_rows(part, block * kRows, std::min(kRows, part.rows - block * kRows));
+        pack_left(part, block * kRows, std::min(kRows, part.rows - block * kRows),
+                  packed_a_ + block * kRows * part.words() * kElements);
     }
-    const std::int64_t row_tiles = blocks_of(part.rows, kTileRows);
-    const std::int64_t column_tiles = blocks_of(part.columns, kTileColumns);
+    const std::int64_t row_tiles = blocks_of(part.rows, tile_rows_);
+    const std::int64_t column_tiles = blocks_of(part.columns, tile_columns_);
 #pragma omp for collapse(2) schedule(dynamic)
     for (std::int64_t column_tile = 0; column_tile < column_tiles; ++column_tile)
       for (std::int64_t row_tile = 0; row_tile < row_tiles; ++row_tile)
-        tile(part, row_tile * kTileRows, column_tile * kTileColumns);
+        tile(part, row_tile * tile_rows_, column_tile * tile_columns_);
   }
 
-  /// The packed columns of a part's tile.
-  Bf16* packed_tile(const Part& part, std::int64_t tile_column) const {
-    return packed_b_ + tile_column * padded(part.inner, kPackedRows);
+  void pack_panel(const Part& part, std::int64_t panel) const {
+    const std::int64_t column = part.column + panel * kPanelColumns;
+    const std::int64_t columns = std::min(kPanelColumns, part.column + part.columns - column);
+    P* to = packed_b_ + panel * part.panel_elements();
+    if (b_.transposed)
+      pack_columns<P>(b_.data + column * b_.stride + part.begin, b_.stride, part.inner, columns,
+                      to);
+    else
+      pack_rows<P>(b_.data + part.begin * b_.stride + column, b_.stride, part.inner, columns, to);
   }
 
-  void pack_columns(const Part& part, std::int64_t at) const {
-    const std::int64_t width = std::min(kPackedColumns, part.columns - at);
-    Bf16* to = packed_tile(part, at);
-    for (std::int64_t row = 0; row < part.inner; row += kPackedRows) {
-      const std::int64_t rows = std::min(kPackedRows, part.inner - row);
-      const std::int64_t from_row = part.begin + row, from_column = part.column + at;
-      if (b_.transposed)
-        pack_transposed_block(b_.data + from_column * b_.stride + from_row, b_.stride, rows, width,
-                              to);
-      else
-        pack_block(b_.data + from_row * b_.stride + from_column, b_.stride, rows, width, to);
-      to += kPackedRows * kPackedColumns;
-    }
+  /// Rows [row, row + rows) of a part, packed; row begins a group.
+  LeftRows<P> pack_left(const Part& part, std::int64_t row, std::int64_t rows, P* to) const {
+    const std::int64_t at = part.row + row;
+    if (a_.transposed)
+      return pack_left_columns<P>(a_.data + part.begin * a_.stride + at, a_.stride, part.inner,
+                                  rows, to);
+    convert_rows<P>(a_.data + at * a_.stride + part.begin, a_.stride, rows, part.inner, to);
+    return LeftRows<P>::plain(to, part.words() * kElements);
   }
 
-  void pack_rows(const Part& part, std::int64_t at, std::int64_t rows) const {
-    Bf16* to = packed_a_ + at * part.inner;
-    if (a_.transposed) {
-      transpose_rows(a_.data + part.begin * a_.stride + part.row + at, a_.stride, rows, part.inner,
-                     to, part.inner);
-      return;
-    }
-    for (std::int64_t i = 0; i < rows; ++i)
-      std::memcpy(to + i * part.inner, a_.data + (part.row + at + i) * a_.stride + part.begin,
-                  static_cast<std::size_t>(part.inner) * sizeof(Bf16));
+  /// Rows [row, row + rows) of a part where they are, or packed by all threads or this one.
+  LeftRows<P> left_of(const Part& part, std::int64_t row, std::int64_t rows) const {
+    static thread_local Scratch scratch;
+    const std::int64_t stride = part.words() * kElements;
+    if (packs_a_ && packed_a_ == nullptr)
+      return pack_left(part, row, rows, scratch.get<P>(padded(rows, kRowGroup) * stride));
+    if (a_.transposed) return LeftRows<P>::packed(packed_a_, part.words()).from(row, 0);
+    if (packs_a_) return LeftRows<P>::plain(packed_a_ + row * stride, stride);
+    if constexpr (std::is_same_v<T, P>)
+      return LeftRows<P>::plain(a_.data + (part.row + row) * a_.stride + part.begin, a_.stride);
+    else
+      return {};
   }
 
   void tile(const Part& part, std::int64_t row, std::int64_t column) const {
-    static thread_local Scratch tile_scratch, rows_scratch;
-    const std::int64_t width = std::min(kTileColumns, part.columns - column);
-    const std::int64_t tile_width = padded(width, kPackedColumns);
-    const std::int64_t height = std::min(kTileRows, part.rows - row);
-    // Heights come from a small set, as lengths do.
-    const auto tile_height = static_cast<std::int64_t>(
-        std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(height, 16))));
-    const Bf16* from = packs_a_ ? packed_a_ + row * part.inner : a_.data + (part.row + row) * k_;
-    if (height < tile_height && !packs_a_) {  // rows that are not there must not be read
-      Bf16* copy = rows_scratch.get<Bf16>(tile_height * k_);
-      std::memcpy(copy, from, static_cast<std::size_t>(height * k_) * sizeof(Bf16));
-      from = copy;
+    static thread_local Scratch tile_scratch;
+    const std::int64_t columns = std::min(tile_columns_, part.columns - column);
+    const std::int64_t rows = std::min(tile_rows_, part.rows - row);
+    std::int64_t stride = padded(columns, kPanelColumns);
+    float* values = nullptr;
+    if constexpr (AddsToSums<Store>) {
+      if (adds_to_sums_) {
+        stride = store_.sums_stride();
+        values = store_.sums(part.row + row, part.column + column);
+      }
     }
-    float* values = sums_ == nullptr
-                        ? tile_scratch.get<float>(kTileRows * kTileColumns)
-                        : sums_ + column * padded(part.rows, kTileRows) + row * tile_width;
-    packed_product(from, packed_tile(part, column), values, tile_height, tile_width, part.inner,
-                   part.begin > 0);
-    if (part.begin + part.inner == k_)
-      store_(ProductTile{part.row + row, part.column + column, height, width, values, tile_width});
+    if (!adds_to_sums_)
+      values = sums_ == nullptr ? tile_scratch.get<float>(tile_rows_ * tile_columns_)
+                                : sums_ + column * part.rows + row * stride;
+    const Panels<P> panels{packed_b_, part.panel_elements()};
+    multiply_panels(left_of(part, row, rows), rows, panels.from(0, column), columns, part.words(),
+                    values, stride, adds_to_sums_ || part.begin > 0);
+    if (!adds_to_sums_ && part.begin + part.inner == k_)
+      store_(ProductTile{part.row + row, part.column + column, rows, columns, values, stride});
   }
 
-  Factor<Bf16> a_, b_;
+  Factor<T> a_, b_;
   std::int64_t m_, n_, k_;
-  bool varies_, packs_a_ = false;
+  std::int64_t tile_rows_ = kTileRows, tile_columns_ = 0;
+  bool packs_a_ = false, adds_to_sums_ = false;
   const Store& store_;
-  Bf16* packed_a_ = nullptr;  // [rows, inner] of a part
-  Bf16* packed_b_ = nullptr;
+  P* packed_a_ = nullptr;  // rows of a part, for all its tiles
+  P* packed_b_ = nullptr;  // panels of a part
   float* sums_ = nullptr;  // tiles of a part, where its product has parts over k
 };
 
-/// The stored elements of a factor of `rows` stored rows, as floats.
-inline Factor<float> as_floats(const Factor<Bf16>& factor, std::int64_t rows, std::int64_t columns,
-                               Scratch& scratch) {
-  float* to = scratch.get<float>(rows * columns);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < columns; ++j)
-      to[i * columns + j] = to_float(factor.data[i * factor.stride + j]);
-  return {to, columns, factor.transposed};
+/// work(P{}), where P is what elements stored as T are multiplied as.
+template <class T, class Work>
+void with_product_type(const Work& work) {
+#if SCONE_HAS_BF16_WORDS
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (has_bf16_products()) return work(Bf16{});
+  }
+#endif
+  work(0.0F);
 }
 
-template <class Store>
-void matrix_product(const Factor<Bf16>& a, const Factor<Bf16>& b, std::int64_t m, std::int64_t n,
-                    std::int64_t k, bool inner_varies, const Store& store) {
+/// A B. A: [m, k]; B: [k, n]. store takes each ProductTile from the thread that made it, while it
+/// is in cache, or has the product added (AddsToSums). Products are summed in fp32.
+template <class T, class Store>
+void matrix_product(const Factor<T>& a, const Factor<T>& b, std::int64_t m, std::int64_t n,
+                    std::int64_t k, const Store& store) {
   if (m == 0 || n == 0 || k == 0) return;
-  if (has_bf16_products()) {
-    PackedProductLoop<Store>(a, b, m, n, k, inner_varies, store).run();
-    return;
-  }
-  static thread_local Scratch scratch_a, scratch_b;
-  const Factor<float> wide_a = as_floats(a, a.transposed ? k : m, a.transposed ? m : k, scratch_a);
-  const Factor<float> wide_b = as_floats(b, b.transposed ? n : k, b.transposed ? k : n, scratch_b);
-  matrix_product(wide_a, wide_b, m, n, k, inner_varies, store);
+  with_product_type<T>([&](auto element) HWY_ATTR {
+    ProductLoop<T, decltype(element), Store>(a, b, m, n, k, store).run();
+  });
 }
 
 }  // namespace scone::HWY_NAMESPACE
