@@ -87,6 +87,7 @@ std::string found(const YAML::Node& node) {
 }
 
 void parse_value(const YAML::Node& node, std::string& value) {
+  if (node.IsNull()) throw ConfigValueError("expected text, found nothing; an empty text is \"\"");
   if (!node.IsScalar()) fail("text", node);
   value = node.Scalar();
 }
