@@ -91,7 +91,7 @@ class ProductLoop {
   void choose_tile(std::int64_t threads) {
     tile_columns_ = padded(blocks_of(n_, blocks_of(n_, kTileColumns)), kPanelColumns);
     const auto too_few = [&] {
-      return blocks_of(m_, tile_rows_) * blocks_of(n_, tile_columns_) < 2 * threads;
+      return blocks_of(m_, tile_rows_) * blocks_of(n_, tile_columns_) < 8 * threads;
     };
     while (too_few() && (tile_rows_ > kRowGroup || tile_columns_ > kPanelColumns)) {
       if (tile_columns_ > 2 * tile_rows_ && tile_columns_ > kPanelColumns)
