@@ -26,6 +26,8 @@ namespace {
 
 std::string name_of_isa(dnnl_cpu_isa_t isa) {
   switch (isa) {
+    case dnnl_cpu_isa_all:  // on other processors than x86-64
+      return "what the processor has";
     case dnnl_cpu_isa_sse41:
       return "SSE4.1";
     case dnnl_cpu_isa_avx:
