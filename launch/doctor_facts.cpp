@@ -80,11 +80,21 @@ std::string chosen_of(const std::string& line) {  // "always [madvise] never"
              : line.substr(begin + 1, end - begin - 1);
 }
 
+/// Linux knows the name of x86-64's processors, and of arm64's only numbers.
+std::string processor_name() {
+  const std::string implementer = value_of("/proc/cpuinfo", "CPU implementer");
+  if (implementer.empty()) return value_of("/proc/cpuinfo", "model name");
+  return fmt::format("arm64 implementer {}, part {}", implementer,
+                     value_of("/proc/cpuinfo", "CPU part"));
+}
+
 std::vector<std::string> vector_extensions() {
   static const std::vector<std::string> known = {
       "avx",         "avx2",        "fma",      "avx512f",  "avx512bw", "avx512_vnni",
-      "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"};
-  std::istringstream flags(value_of("/proc/cpuinfo", "flags"));
+      "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd",
+      "asimdhp",     "asimddp",     "sve",      "sve2",     "bf16",     "i8mm"};
+  const std::string of_x86 = value_of("/proc/cpuinfo", "flags");
+  std::istringstream flags(of_x86.empty() ? value_of("/proc/cpuinfo", "Features") : of_x86);
   std::vector<std::string> found;
   for (std::string flag; flags >> flag;)
     if (std::find(known.begin(), known.end(), flag) != known.end()) found.push_back(flag);
@@ -103,7 +113,7 @@ RankFacts gather_rank_facts(int rank, std::string mpi) {
   facts.threads = omp_get_max_threads();
   facts.machine_cpus = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   facts.cpu_quota = cpu_quota();
-  facts.processor = value_of("/proc/cpuinfo", "model name");
+  facts.processor = processor_name();
   facts.vector_extensions = vector_extensions();
   facts.memory = memory_of("MemTotal");
   facts.memory_available = memory_of("MemAvailable");

@@ -301,9 +301,10 @@ void check_optimizer(const ConfigReader& reader) {
 /// The metrics are a file of run.folder beside the run's others, which they must not replace.
 void check_metrics_name(const ConfigReader& reader) {
   const std::string& name = reader.config.logging.metrics;
-  const bool is_name =
-      !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-      std::none_of(name.begin(), name.end(), [](char c) { return c >= 0 && c < ' '; });
+  const bool is_name = !name.empty() && name != "." && name != ".." &&
+                       name.find('/') == std::string::npos &&
+                       std::none_of(name.begin(), name.end(),
+                                    [](char c) { return static_cast<unsigned char>(c) < ' '; });
   if (!is_name)
     reader.fail("logging.metrics",
                 fmt::format("expected the name of a file in run.folder, such as metrics.jsonl, "

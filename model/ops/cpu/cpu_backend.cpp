@@ -1,3 +1,4 @@
+#include <cctype>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -61,7 +62,20 @@ bool multiplies_bf16() {
 
 #else
 
-void limit_instruction_sets() {}
+/// That which all is compiled for: neon.
+std::string only_instruction_set() {
+  std::string name = hwy::TargetName(HWY_STATIC_TARGET);
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+void limit_instruction_sets() {
+  const char* wanted = std::getenv("SCONE_MAX_ISA");
+  if (wanted == nullptr || wanted == only_instruction_set()) return;
+  throw InputError(std::string("SCONE_MAX_ISA is '") + wanted + "'; expected " +
+                   only_instruction_set() + ", all that this program is built for, or unset");
+}
+
 bool multiplies_bf16() { return false; }
 
 #endif
@@ -90,7 +104,7 @@ std::string cpu_instruction_set() {
   if ((usable & HWY_AVX3) == 0) return (usable & HWY_AVX2) == 0 ? "sse4" : "avx2";
   return has_bf16_products() ? "avx512_bf16" : "avx512";
 #else
-  return hwy::TargetName(HWY_STATIC_TARGET);
+  return only_instruction_set();
 #endif
 }
 
