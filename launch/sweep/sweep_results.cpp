@@ -38,7 +38,7 @@ std::vector<std::pair<double, double>> thin(const std::vector<std::pair<double, 
 void read_training(const fs::path& run, PointResult& result) {
   const auto steps = read_metrics(run / result.point.metrics);
   std::vector<std::pair<double, double>> curve;
-  double nodes = 0, tokens = 0, steady_seconds = 0, steady_tokens = 0;
+  double nodes = 0, tokens = 0, all_seconds = 0, steady_seconds = 0;
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const double at = number(steps[i], "tokens").value_or(0);
     const double seconds = number(steps[i], "step_seconds").value_or(0);
@@ -46,17 +46,19 @@ void read_training(const fs::path& run, PointResult& result) {
     if (const auto loss = number(steps[i], "validation_loss"))
       result.validation_curve.emplace_back(at, *loss);
     nodes += number(steps[i], "fgram_nodes_computed_per_token").value_or(0);
-    result.training_seconds += seconds;
-    if (i > 0) {  // the first step pays for warming up
-      steady_seconds += seconds;
-      steady_tokens += at - tokens;
-    }
+    all_seconds += seconds;
+    if (i > 0) steady_seconds += seconds;  // the first step pays for warming up
     tokens = at;
   }
   if (steps.empty()) return;
   result.training_curve = thin(curve);
-  result.nodes_per_token = nodes / static_cast<double>(steps.size());
-  result.tokens_per_second = steady_seconds > 0 ? steady_tokens / steady_seconds : 0;
+  // Lines may have been left out of metrics that are kept: means over those that are there.
+  const auto lines = static_cast<double>(steps.size());
+  const double last_step = number(steps.back(), "step").value_or(lines);
+  result.nodes_per_token = nodes / lines;
+  result.training_seconds = all_seconds / lines * last_step;
+  if (steady_seconds > 0)
+    result.tokens_per_second = tokens / last_step / (steady_seconds / (lines - 1));
   // A backward pass costs twice the forward pass.
   result.training_flops = 3 * tokens *
                           (result.point.figures.main_flops +

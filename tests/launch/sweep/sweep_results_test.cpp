@@ -1,0 +1,53 @@
+#include "launch/sweep/sweep_results.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace scone {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A sweep of one finished point of 40 steps, 100 tokens and half a second each; its metrics hold
+/// every `every`-th step.
+fs::path one_point(const std::string& name, int every) {
+  const fs::path folder = fs::path(::testing::TempDir()) / ("sweep_results_test_" + name);
+  fs::remove_all(folder);
+  const fs::path point = folder / "points" / "a";
+  fs::create_directories(point);
+  std::ofstream(folder / "sweep.json") << R"({
+    "launcher": "local", "name": "s", "run": "base.yaml", "points": [{
+      "figures": {"embedding_parameters": 1, "fgram_node_flops": 10.0, "fgram_parameters": 1, "fgrams": 1,
+                  "longest_fgram": 2, "main_flops": 100.0, "main_parameters": 1, "steps": 40, "tokens": 4000},
+      "group": "", "labels": [], "metrics": "metrics.jsonl", "name": "a",
+      "results": ["training.json", "evaluation.json"], "seed": 1,
+      "stages": ["train", "eval"]}]})";
+  std::ofstream(point / "state.json")
+      << R"({"attempts":0,"exit_code":0,"stage":"eval","state":"finished"})";
+  std::ofstream(point / "evaluation.json")
+      << R"({"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.0})";
+  std::ofstream metrics(point / "metrics.jsonl");
+  for (int step = every; step <= 40; step += every)
+    metrics << R"({"step": )" << step << R"(, "tokens": )" << 100 * step
+            << R"(, "loss": 2.5, "step_seconds": 0.5, "fgram_nodes_computed_per_token": 0.5})"
+            << "\n";
+  return folder;
+}
+
+// docs/study keeps every 20th line.
+TEST(SweepResults, DoNotDependOnLinesThatWereLeftOut) {
+  for (const int every : {1, 4, 20}) {
+    const SweepResults results = read_results(one_point(std::to_string(every), every));
+    ASSERT_EQ(results.points.size(), 1U);
+    const PointResult& point = results.points.front();
+    EXPECT_DOUBLE_EQ(point.training_seconds, 20.0) << every;
+    EXPECT_DOUBLE_EQ(point.tokens_per_second, 200.0) << every;
+    EXPECT_DOUBLE_EQ(point.training_flops, 3 * 4000 * 105.0) << every;
+    EXPECT_TRUE(point.finished());
+  }
+}
+
+}  // namespace
+}  // namespace scone
