@@ -2,11 +2,13 @@
 // and ends of each loop of a matrix product.
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <utility>
 
 #include "model/parameter.h"
 #include "op_cases.h"
@@ -117,19 +119,54 @@ TEST_P(MatrixProductTest, AgreesWithDoubleSums) {
   std::printf("%s: largest error %.3f of what is allowed\n", name_of(dtype_), worst_);
 }
 
+class ProductThreadsTest : public MatrixProductTest {};
+
+/// Tiles are chosen by the number of threads, an element's sum is not.
+TEST_P(ProductThreadsTest, DoNotChangeABit) {
+  const auto [rows, in, out] = size_;
+  const Tensor x = normal({rows, in}, 1), weight = normal({out, in}, 2),
+               d_y = normal({rows, out}, 3);
+  const int threads_before = omp_get_max_threads();
+  std::vector<std::vector<float>> first;
+  for (const int threads : {1, 2, 5}) {
+    omp_set_num_threads(threads);
+    const Tensor y = Tensor::zeros({rows, out}, dtype_), d_x = Tensor::zeros({rows, in}, dtype_),
+                 d_weight = Tensor::zeros({out, in});
+    backend_.linear(x, weight, {}, {}, y, rows);
+    backend_.linear_backward_input(d_y, weight, d_x, false, rows);
+    backend_.linear_backward_weight(d_y, x, d_weight, {}, rows);
+    std::vector<std::vector<float>> found = {values_of(backend_, y), values_of(backend_, d_x),
+                                             values_of(backend_, d_weight)};
+    if (first.empty())
+      first = std::move(found);
+    else
+      EXPECT_TRUE(found == first) << threads << " threads";
+  }
+  omp_set_num_threads(threads_before);
+}
+
+std::string name_of_case(const ::testing::TestParamInfo<std::tuple<ProductSize, DType>>& instance) {
+  const ProductSize size = std::get<0>(instance.param);
+  return std::to_string(size.rows) + "_" + std::to_string(size.in) + "_" +
+         std::to_string(size.out) + "_" + name_of(std::get<1>(instance.param));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Sizes, MatrixProductTest,
     ::testing::Combine(::testing::Values(ProductSize{1, 1, 1}, ProductSize{1, 300, 65},
                                          ProductSize{15, 33, 1}, ProductSize{130, 64, 384},
                                          ProductSize{129, 385, 63}, ProductSize{2049, 72, 1601},
                                          ProductSize{5003, 31, 150}, ProductSize{40, 9001, 100},
-                                         ProductSize{260, 100, 9000}),
+                                         ProductSize{2049, 4097, 521}, ProductSize{260, 100, 9000}),
                        ::testing::Values(DType::fp32, DType::bf16)),
-    [](const auto& instance) {
-      const ProductSize size = std::get<0>(instance.param);
-      return std::to_string(size.rows) + "_" + std::to_string(size.in) + "_" +
-             std::to_string(size.out) + "_" + name_of(std::get<1>(instance.param));
-    });
+    name_of_case);
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ProductThreadsTest,
+                         ::testing::Combine(::testing::Values(ProductSize{131, 257, 97},
+                                                              ProductSize{600, 65, 400},
+                                                              ProductSize{20, 4500, 129}),
+                                            ::testing::Values(DType::fp32, DType::bf16)),
+                         name_of_case);
 
 }  // namespace
 }  // namespace scone
