@@ -234,7 +234,7 @@ class Backend {
 /// The CPU backend. One object for the process,
 /// made for the best instruction set of the processor, at most that which the environment variable
 /// SCONE_MAX_ISA names: sse4, avx2, avx512 or avx512_bf16, on arm64 neon alone. The first call
-/// throws InputError where it names another.
+/// throws InputError where it names another, or less than all is compiled for (SCONE_NATIVE).
 Backend& cpu_backend();
 /// The instruction set of cpu_backend(), by the same names.
 std::string cpu_instruction_set();

@@ -28,6 +28,9 @@ HWY_EXPORT(own_backend);
 
 #if HWY_ARCH_X86
 
+// Highway's targets from these up: a better one has a lower bit, and AVX-512 has several.
+constexpr std::int64_t kFromAvx2 = 2 * HWY_AVX2 - 1, kFromAvx512 = 2 * HWY_AVX3 - 1;
+
 struct Level {
   const char* name;
   std::int64_t above;  // Highway's targets that it rules out
@@ -35,8 +38,8 @@ struct Level {
 
 const Level* most_allowed() {
   static const Level levels[] = {
-      {"sse4", HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL},
-      {"avx2", HWY_AVX3 | HWY_AVX3_DL},
+      {"sse4", kFromAvx2},
+      {"avx2", kFromAvx512},
       {"avx512", 0},
       {"avx512_bf16", 0},
   };
@@ -50,12 +53,18 @@ const Level* most_allowed() {
 }
 
 void limit_instruction_sets() {
-  if (const Level* most = most_allowed()) hwy::DisableTargets(most->above);
+  const Level* most = most_allowed();
+  if (most == nullptr) return;
+  if ((most->above & HWY_STATIC_TARGET) != 0)
+    throw InputError(
+        std::string("SCONE_MAX_ISA is '") + most->name +
+        "', but all of this program is compiled for a better processor (SCONE_NATIVE)");
+  hwy::DisableTargets(most->above);
 }
 
 bool multiplies_bf16() {
   const Level* most = most_allowed();
-  return (hwy::SupportedTargets() & HWY_TARGETS & HWY_AVX3) != 0 &&
+  return (hwy::SupportedTargets() & HWY_TARGETS & kFromAvx512) != 0 &&
          __builtin_cpu_supports("avx512bf16") != 0 &&
          (most == nullptr || most->name == std::string_view("avx512_bf16"));
 }
@@ -101,7 +110,7 @@ std::string cpu_instruction_set() {
   cpu_backend();
 #if HWY_ARCH_X86
   const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  if ((usable & HWY_AVX3) == 0) return (usable & HWY_AVX2) == 0 ? "sse4" : "avx2";
+  if ((usable & kFromAvx512) == 0) return (usable & kFromAvx2) == 0 ? "sse4" : "avx2";
   return has_bf16_products() ? "avx512_bf16" : "avx512";
 #else
   return only_instruction_set();
