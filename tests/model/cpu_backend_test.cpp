@@ -62,8 +62,8 @@ void leave_nan_behind(Backend& backend, const CausalShape& shape, DType dtype) {
 
 TEST(Bf16Attention, AgreesWithFp32OnTheSameNumbers) {
   Backend& backend = cpu_backend();
-  for (const CausalShape shape :
-       {CausalShape{2, 1100, 2, 80}, CausalShape{1, 600, 3, 64}, CausalShape{2, 595, 2, 7}}) {
+  for (const CausalShape shape : {CausalShape{2, 1100, 2, 80}, CausalShape{1, 600, 3, 64},
+                                  CausalShape{2, 595, 2, 7}, CausalShape{1, 33, 2, 16}}) {
     const std::int64_t rows = shape.sequences * shape.length,
                        width = shape.heads * shape.head_width;
     std::vector<std::int32_t> starts;
