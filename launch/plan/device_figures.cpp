@@ -29,8 +29,9 @@ constexpr double kMatrixShare = 0.6, kMemoryShare = 0.8, kLinkShare = 0.75;
 constexpr double kNodeLatency = 20e-6, kNetworkLatency = 50e-6;  // seconds a collective, assumed
 constexpr double kMessageSeconds = 1e-6;  // of each message of an all-to-all, assumed
 // On a processor the rates are measured, the products being those of the peak; the smaller ones of
-// a model reach this share of it.
-constexpr double kMeasuredMatrixShare = 0.85;
+// models of width 96 to 768 reach about this share of it (docs/benchmarks/cpu.md), less in bf16,
+// whose products alone take half as long.
+constexpr double kMeasuredMatrixShare = 0.8, kMeasuredBf16MatrixShare = 0.65;
 
 struct DataSheet {
   const char* name;
@@ -140,7 +141,7 @@ DeviceFigures measure_device(int ranks, int threads, DType dtype, Communicator& 
   figures.host_memory = static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
   figures.memory = figures.host_memory / ranks;
   figures.ranks_per_node = ranks;
-  figures.matrix_share = kMeasuredMatrixShare;
+  figures.matrix_share = dtype == DType::bf16 ? kMeasuredBf16MatrixShare : kMeasuredMatrixShare;
   return figures;
 }
 
