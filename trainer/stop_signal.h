@@ -11,10 +11,11 @@ namespace scone {
 /// one, signals the ranks and the batch script, which hands it on. A later one ends the process at
 /// once.
 ///
-/// No thread that computes takes the signal, so that none is late for the others: the constructing
-/// thread, and those it starts from then on (OpenMP's among them, so construct
-/// it before the first parallel region), block the two signals, and a thread that only waits takes
-/// them. Destroy it on the thread that made it.
+/// No thread that computes takes the signal: a handler's frame goes where the stack pointer is, and
+/// not all libraries keep that on the thread's stack. So the constructing thread, and those it
+/// starts from then on (OpenMP's among them, so construct it before the first parallel region),
+/// block the two signals, and a thread that only waits takes them. Destroy it on the thread that
+/// made it.
 class StopSignal {
  public:
   static constexpr std::chrono::seconds one_stop{2};

@@ -76,7 +76,7 @@ class ProductLoop {
 
  private:
   static constexpr std::int64_t kElements = kWordElements<P>;
-  static constexpr std::int64_t kTileRows = 256, kTileColumns = 384;
+  static constexpr std::int64_t kTileRows = 256, kTileColumns = 384, kTilesOfThread = 8;
   static constexpr std::int64_t kPartRows = 2048, kPartInner = 4096;
   static constexpr std::int64_t kPartBytes = 8 << 20;  // of B, that all tiles of a part read
 
@@ -87,13 +87,13 @@ class ProductLoop {
     std::int64_t panel_elements() const { return packed_elements<P>(inner, kPanelColumns); }
   };
 
-  /// Tiles of about equal width, and enough of them for each thread to have two.
+  /// Tiles of about equal width, and where they are few smaller ones, so that threads end together.
   void choose_tile(std::int64_t threads) {
     tile_columns_ = padded(blocks_of(n_, blocks_of(n_, kTileColumns)), kPanelColumns);
     const auto too_few = [&] {
-      return blocks_of(m_, tile_rows_) * blocks_of(n_, tile_columns_) < 8 * threads;
+      return blocks_of(m_, tile_rows_) * blocks_of(n_, tile_columns_) < kTilesOfThread * threads;
     };
-    while (too_few() && (tile_rows_ > kRowGroup || tile_columns_ > kPanelColumns)) {
+    while (too_few()) {
       if (tile_columns_ > 2 * tile_rows_ && tile_columns_ > kPanelColumns)
         tile_columns_ = padded(tile_columns_ / 2, kPanelColumns);
       else if (tile_rows_ > kRowGroup)
