@@ -164,8 +164,9 @@ std::string settings_table(const SweepResults& results) {
                                  [](const PointResult& point) { return point.baked_perplexity; });
   if (baked) header.emplace_back("baked");
   for (const char* name : {"bits a byte", "f-grams", "f-gram model", "main model",
-                           "without embedding", "training FLOPs", "FLOPs a token"})
+                           "without embedding", "training FLOPs", "of main alone", "FLOPs a token"})
     header.emplace_back(name);
+  if (baked) header.emplace_back("table");
   std::vector<Row> rows;
   for (const SettingResult& setting : results.settings()) {
     const PointResult& first = *setting.runs.front();
@@ -181,8 +182,11 @@ std::string settings_table(const SweepResults& results) {
          {figures.fgrams, figures.fgram_parameters, figures.main_parameters,
           figures.main_parameters - figures.embedding_parameters})
       row.push_back(short_count(static_cast<double>(count)));
-    row.push_back(first.training_flops > 0 ? short_count(first.training_flops) : "-");
+    const bool trained = first.training_flops > 0;
+    row.push_back(trained ? short_count(first.training_flops) : "-");
+    row.push_back(trained ? fmt::format("{:.2f}x", first.training_flops_ratio()) : "-");
     row.push_back(short_count(figures.main_flops));
+    if (baked) row.push_back(first.table_bytes ? short_count(*first.table_bytes) + "B" : "-");
     rows.push_back(std::move(row));
   }
   return table("settings", header, rows);
@@ -265,8 +269,8 @@ std::string make_page(const SweepResults& results, const std::string& sweep_file
 {plots}</div>
 <h2>Settings</h2>
 <p class="soft">Mean over the seeds ± half of their range. Parameters: f-gram model, main model, and the main model without
-its token embedding. Training FLOPs: forward and backward of both models. FLOPs a token: of inference, where f-grams come from
-a table.</p>
+its token embedding. Training FLOPs: forward and backward of both models, and that by the main model's alone. FLOPs a token: of inference, where
+f-grams come from a table, whose bytes are those of rows and index.</p>
 {settings}<h2>Runs</h2>
 {points}{failures}<h2>The sweep</h2>
 <details><summary>sweep.yaml</summary><pre>{file}</pre></details>

@@ -60,9 +60,8 @@ void read_training(const fs::path& run, PointResult& result) {
   if (steady_seconds > 0)
     result.tokens_per_second = tokens / last_step / (steady_seconds / (lines - 1));
   // A backward pass costs twice the forward pass.
-  result.training_flops = 3 * tokens *
-                          (result.point.figures.main_flops +
-                           result.nodes_per_token * result.point.figures.fgram_node_flops);
+  result.training_flops =
+      3 * tokens * result.point.figures.main_flops * result.training_flops_ratio();
 }
 
 void read_evaluations(const fs::path& run, PointResult& result) {
@@ -72,6 +71,9 @@ void read_evaluations(const fs::path& run, PointResult& result) {
   result.perplexity = number(live, "perplexity");
   result.bits_per_byte = number(live, "bits_per_byte");
   if (!fs::exists(run / "baked-evaluation.json")) return;
+  const Json bake = read_json_file(run / "bake.json");
+  const auto rows = number(bake, "table_bytes"), index = number(bake, "index_bytes");
+  if (rows && index) result.table_bytes = *rows + *index;
   const Json baked = read_json_file(run / "baked-evaluation.json");
   result.baked_loss = number(baked, "loss");
   result.baked_perplexity = number(baked, "perplexity");
@@ -112,7 +114,9 @@ std::vector<std::pair<std::string, Json>> row_of(const PointResult& result,
       {"steps", result.status.step},
       {"training_tokens", figures.tokens},
       {"training_flops", result.training_flops},
+      {"training_flops_ratio", result.training_flops_ratio()},
       {"inference_flops_per_token", figures.main_flops},
+      {"table_bytes", or_null(result.table_bytes)},
       {"fgram_nodes_per_token", result.nodes_per_token},
       {"training_seconds", result.training_seconds},
       {"tokens_per_second", result.tokens_per_second}};
@@ -121,6 +125,10 @@ std::vector<std::pair<std::string, Json>> row_of(const PointResult& result,
 }
 
 }  // namespace
+
+double PointResult::training_flops_ratio() const {
+  return 1 + nodes_per_token * point.figures.fgram_node_flops / point.figures.main_flops;
+}
 
 const std::string* PointResult::label(const std::string& axis) const {
   for (const PointLabel& own : point.labels)

@@ -18,6 +18,7 @@ struct PointResult {
   PointStatus status;
   std::optional<double> loss, perplexity, bits_per_byte;  // of the evaluation; none: not yet
   std::optional<double> baked_loss, baked_perplexity;
+  std::optional<double> table_bytes;  // of the bundle's f-gram table and its index
   double training_flops = 0;   // of both models, forward and backward, of the steps so far
   double nodes_per_token = 0;  // computed by the f-gram model, mean over the steps
   double training_seconds = 0, tokens_per_second = 0;
@@ -25,6 +26,8 @@ struct PointResult {
   std::vector<std::pair<double, double>> training_curve, validation_curve;
 
   bool finished() const { return loss.has_value(); }
+  /// Training FLOPs of both models by those of the main model alone.
+  double training_flops_ratio() const;
   const std::string* label(const std::string& axis) const;  // null: it has none on this axis
 };
 

@@ -139,7 +139,14 @@ assert int(baseline["non_embedding_parameters"]) == 4*d*d + 4*d + 2*d*f + f + d 
 flops = 2 * (4*d*d + 2*d*f) + 4 * 32.5 * d + 2 * d * vocabulary  # 32.5 keys at the mean of 64 positions
 assert math.isclose(float(baseline["inference_flops_per_token"]), flops), (baseline, flops)
 assert math.isclose(float(baseline["training_flops"]), 3 * 15360 * flops), baseline
-assert float(scone["training_flops"]) > 1.05 * 3 * 15360 * flops, scone
+assert float(scone["training_flops_ratio"]) > 1.05 and float(baseline["training_flops_ratio"]) == 1, scone
+assert math.isclose(float(scone["training_flops"]), float(scone["training_flops_ratio"]) * 3 * 15360 * flops), scone
+for row in rows:
+    if row["fgrams"] == "0":
+        assert row["table_bytes"] == "", row
+        continue
+    table = json.load(open(f"whole/points/{row['name']}/bake.json"))
+    assert float(row["table_bytes"]) == table["table_bytes"] + table["index_bytes"], (row, table)
 settings = {(s["group"], s["labels"]["size"], s["labels"].get("fgrams.size")): s for s in results["settings"]}
 assert len(settings) == 6, settings
 two = [float(by_name[f"baseline_small_seed-{seed}"]["perplexity"]) for seed in (1, 2)]

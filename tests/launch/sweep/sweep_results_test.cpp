@@ -28,6 +28,8 @@ fs::path one_point(const std::string& name, int every) {
       << R"({"attempts":0,"exit_code":0,"stage":"eval","state":"finished"})";
   std::ofstream(point / "evaluation.json")
       << R"({"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.0})";
+  std::ofstream(point / "baked-evaluation.json") << R"({"loss": 2.0, "perplexity": 7.4})";
+  std::ofstream(point / "bake.json") << R"({"table_bytes": 3000, "index_bytes": 7})";
   std::ofstream metrics(point / "metrics.jsonl");
   for (int step = every; step <= 40; step += every)
     metrics << R"({"step": )" << step << R"(, "tokens": )" << 100 * step
@@ -45,6 +47,8 @@ TEST(SweepResults, DoNotDependOnLinesThatWereLeftOut) {
     EXPECT_DOUBLE_EQ(point.training_seconds, 20.0) << every;
     EXPECT_DOUBLE_EQ(point.tokens_per_second, 200.0) << every;
     EXPECT_DOUBLE_EQ(point.training_flops, 3 * 4000 * 105.0) << every;
+    EXPECT_DOUBLE_EQ(point.training_flops_ratio(), 1.05) << every;
+    EXPECT_EQ(point.table_bytes, 3007.0) << every;
     EXPECT_TRUE(point.finished());
   }
 }
