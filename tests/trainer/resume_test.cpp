@@ -10,7 +10,6 @@
 #include <sstream>
 
 #include "model/ops/ops.h"
-#include "parallel/error.h"
 #include "tiny_data.h"
 #include "trainer/trainer.h"
 
