@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "checkpoint/checkpoint.h"
 #include "data/fgram_vocabulary.h"
 #include "model/model_config.h"
 #include "model/parameter.h"

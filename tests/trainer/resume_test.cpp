@@ -9,6 +9,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "checkpoint/checkpoint.h"
 #include "model/ops/ops.h"
 #include "tiny_data.h"
 #include "trainer/trainer.h"
