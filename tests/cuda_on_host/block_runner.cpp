@@ -1,5 +1,8 @@
 #include "runner.h"
 
+#include <algorithm>
+#include <numeric>
+
 constinit thread_local uint3 threadIdx{};
 constinit thread_local uint3 blockIdx{};
 constinit thread_local dim3 blockDim{};
