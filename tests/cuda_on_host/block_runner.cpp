@@ -1,7 +1,7 @@
-#include "runner.h"
-
 #include <algorithm>
 #include <numeric>
+
+#include "runner.h"
 
 constinit thread_local uint3 threadIdx{};
 constinit thread_local uint3 blockIdx{};
