@@ -1,6 +1,5 @@
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,7 +8,8 @@
 
 namespace scone {
 
-/// Names of the main model's parameters as Hugging Face's Llama family has them:
+/// The outside names of one of our parameters, as Hugging Face's Llama family has them, in the
+/// order of its equal pieces of axis 0:
 ///
 ///   main.token_embedding                     model.embed_tokens.weight
 ///   main.position_embedding                  model.embed_positions.weight
@@ -23,19 +23,8 @@ namespace scone {
 ///
 /// qkv is stored as three tensors: its rows in thirds are q, k and v. The f-gram model, in a file
 /// of its own, has the same names for "fgram." as the main model for "main.".
-struct ExportedPart {
-  std::string parameter;  // our name
-  int part = 0;           // which of `parts` equal pieces of axis 0
-  int parts = 1;
-  bool operator==(const ExportedPart&) const = default;
-};
-
-/// The outside names of one of our parameters, in the order of its parts. Throws std::out_of_range
-/// for a parameter that the table above does not hold.
+/// Throws std::out_of_range for a parameter that the table does not hold.
 std::vector<std::string> export_names(const std::string& parameter);
-
-/// The inverse, of the main model. nullopt for a name the table does not hold.
-std::optional<ExportedPart> parameter_of_export_name(const std::string& name);
 
 /// All parameters under their outside names, as views of the values: to write or to read into.
 std::vector<NamedTensor> exported_views(const ParameterSet& parameters);

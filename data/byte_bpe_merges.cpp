@@ -2,7 +2,6 @@
 
 #include <limits>
 #include <queue>
-#include <utility>
 
 namespace scone {
 namespace {

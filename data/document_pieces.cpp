@@ -1,6 +1,5 @@
 #include "data/document_pieces.h"
 
-#include <algorithm>
 #include <deque>
 #include <future>
 #include <memory>

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "data/fgram_trie.h"
 #include "data/fgram_vocabulary.h"

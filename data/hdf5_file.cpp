@@ -3,19 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
 #include "parallel/error.h"
 
 namespace scone {
+namespace {
 
+/// The process-wide lock that every use of the HDF5 library holds.
 std::recursive_mutex& hdf5_mutex() {
   static std::recursive_mutex mutex;
   return mutex;
 }
-
-namespace {
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
@@ -74,7 +75,12 @@ std::vector<std::int64_t> shape_of(hid_t dataset) {
   return {dims.begin(), dims.end()};
 }
 
-/// Memory and file spaces of `count` entries of axis 0 from `first`.
+Handle space_of(const std::vector<std::int64_t>& shape) {
+  const auto dims = as_dims(shape);
+  return {H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose};
+}
+
+/// Shape and file space of `count` entries of axis 0 from `first`.
 struct Selection {
   Selection(hid_t dataset, std::int64_t first, std::int64_t count,
             const std::filesystem::path& path, const std::string& name)
@@ -239,9 +245,7 @@ void Hdf5File::read(const std::string& name, hid_t memory_type, void* out, std::
   const Handle dataset = open_dataset(id_, path_, name);
   const Selection selection(dataset, first, count, path_, name);
   if (selection.elements == 0) return;
-  const auto dims = as_dims(selection.shape);
-  const Handle memory(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr),
-                      H5Sclose);
+  const Handle memory = space_of(selection.shape);
   if (H5Dread(dataset, memory_type, memory, selection.file, H5P_DEFAULT, out) < 0)
     bad_object(path_, "dataset", name, "cannot be read");
 }
@@ -249,9 +253,7 @@ void Hdf5File::read(const std::string& name, hid_t memory_type, void* out, std::
 void Hdf5File::create_dataset(const std::string& name, hid_t type,
                               const std::vector<std::int64_t>& shape) {
   const Lock lock(hdf5_mutex());
-  const auto dims = as_dims(shape);
-  const Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr),
-                     H5Sclose);
+  const Handle space = space_of(shape);
   const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
   H5Pset_create_intermediate_group(links, 1);
   const Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
@@ -270,9 +272,7 @@ void Hdf5File::write_part(const std::string& name, hid_t memory_type, std::int64
   const Handle dataset = open_dataset(id_, path_, name);
   const Selection selection(dataset, first, count, path_, name);
   if (selection.elements == 0) return;
-  const auto dims = as_dims(selection.shape);
-  const Handle memory(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr),
-                      H5Sclose);
+  const Handle memory = space_of(selection.shape);
   check_write(H5Dwrite(dataset, memory_type, memory, selection.file, H5P_DEFAULT, data) >= 0, path_,
               name);
 }

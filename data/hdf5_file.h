@@ -4,18 +4,14 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <mutex>
 #include <string>
 #include <vector>
 
 namespace scone {
 
-/// The process-wide lock that every use of the HDF5 library holds.
-std::recursive_mutex& hdf5_mutex();
-
 /// An open HDF5 file (RAII) with the few forms that our formats use: contiguous datasets and scalar
-/// attributes on the root group. All methods lock hdf5_mutex(). Errors throw InputError (reading)
-/// or std::runtime_error (writing), naming file and object.
+/// attributes on the root group. All methods hold one lock of the process. Errors throw InputError
+/// (reading) or std::runtime_error (writing), naming file and object.
 class Hdf5File {
  public:
   /// Opens read-only. Throws InputError: no such file, not HDF5 or truncated.

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -167,13 +166,6 @@ std::string TextSource::line_place(std::int64_t offset) const {
     left -= static_cast<std::int64_t>(got);
   }
   return fmt::format("{}:{}", name, line);
-}
-
-void TextSource::rewind() {
-  file_.reset();
-  file_index_ = 0;
-  bytes_before_file_ = 0;
-  counts_ = {};
 }
 
 double TextSource::progress() const {

@@ -12,7 +12,7 @@
 
 namespace scone {
 
-/// What has been read since the source was made or rewound.
+/// What has been read since the source was made.
 struct TextCounts {
   std::int64_t documents = 0;
   std::int64_t text_bytes = 0;         // of the documents as handed out
@@ -52,8 +52,6 @@ class TextSource {
   /// with a string `text`, ill-formed UTF-8 under InvalidUtf8::error (and under keep in JSONL,
   /// which is UTF-8 by definition).
   bool next(std::string& document);
-  /// Back to the first document; counts start again at 0.
-  void rewind();
 
   const std::vector<std::filesystem::path>& files() const { return files_; }
   const TextCounts& counts() const { return counts_; }

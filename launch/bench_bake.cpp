@@ -5,12 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "checkpoint/bake_blocks.h"
 #include "checkpoint/bake_table.h"
 #include "checkpoint/table_files.h"
 #include "data/size_suffix.h"

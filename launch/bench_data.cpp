@@ -1,7 +1,6 @@
 #include "launch/bench_data.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <span>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace scone {

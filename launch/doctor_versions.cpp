@@ -9,7 +9,6 @@
 #include <memory>
 
 #include "model/ops/ops.h"
-#include "trainer/built_with.h"
 
 #ifdef SCONE_HAS_CUDA
 #include <cuda_runtime.h>

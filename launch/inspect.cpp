@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,7 +11,6 @@
 #include "checkpoint/bundle.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_folder.h"
-#include "checkpoint/durable_file.h"
 #include "checkpoint/file_checksum.h"
 #include "checkpoint/model_export.h"
 #include "checkpoint/safetensors.h"

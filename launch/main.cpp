@@ -9,7 +9,6 @@
 #include <csignal>
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <new>
 #include <optional>
 #include <string>

@@ -53,7 +53,7 @@ int run_slurm(const SweepConfig& sweep, const std::vector<SweepPoint>& points,
               const std::string& program, CommandContext& context) {
   const auto jobs = submit_to_slurm(sweep, points, program);
   nlohmann::json list = nlohmann::json::array();
-  for (const SlurmJob& job : jobs) {
+  for (const ArrayJob& job : jobs) {
     spdlog::info("submitted {}: {} as job {}", job.stage, job.points.size(), job.id);
     list.push_back({{"id", job.id}, {"stage", job.stage}, {"points", job.points}});
   }

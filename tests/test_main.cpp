@@ -5,8 +5,6 @@
 #include <mpi.h>
 #endif
 
-#include <cstdlib>
-
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
 #ifdef SCONE_HAS_MPI

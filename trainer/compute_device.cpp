@@ -3,7 +3,6 @@
 #include "parallel/error.h"
 
 #ifdef SCONE_HAS_CUDA
-#include <fmt/format.h>
 
 #include "model/ops/cuda/cuda_backend.h"
 #include "parallel/cuda/device.h"

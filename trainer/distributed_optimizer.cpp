@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/shard_slices.h"
 #include "parallel/bf16.h"
 
 namespace scone {

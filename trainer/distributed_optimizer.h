@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "checkpoint/shard_slices.h"
+#include "checkpoint/tensor_slice.h"
 #include "model/ops/ops.h"
 #include "model/parameter.h"
 #include "parallel/process_grid.h"

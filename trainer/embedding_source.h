@@ -1,9 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <vector>
 
 #include "checkpoint/table/fgram_table.h"
 #include "data/fgram_plan.h"

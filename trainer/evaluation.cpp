@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <numbers>
-#include <numeric>
 
 #include "data/batch_stream.h"
 #include "data/tokenizer.h"

@@ -21,10 +21,9 @@ struct GridConfig {
   bool sequence_parallel = false;
 };
 
-/// Everything a run is configured with; member names are the YAML keys. Defaults are those printed
-/// by
-/// --print-config. Values are resolved: model.fgram's unset keys have model.main's values, relative
-/// paths are kept as given.
+/// Everything a run is configured with; member names are the YAML keys. Defaults are those that
+/// --print-config prints. Values are resolved: model.fgram's unset keys have model.main's values,
+/// relative paths are kept as given.
 struct RunConfig {
   struct {
     std::string folder;

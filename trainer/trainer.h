@@ -4,11 +4,9 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
-#include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "data/batch_stream.h"
 #include "model/fgram_model.h"
@@ -60,7 +58,7 @@ class Trainer {
   /// with on_bad_step: stop.
   TrainingResult run();
 
-  /// One step on the next batch of the stream (for run and tests): see DESIGN's "the step".
+  /// One step on the next batch of the stream (for run and tests).
   StepMetrics train_step();
   EvaluationResult evaluate_validation();
   /// Saves, in the background with checkpoint.async. A save that fails is a warning.

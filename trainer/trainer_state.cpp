@@ -2,9 +2,9 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <fstream>
 #include <sstream>
 
+#include "checkpoint/checkpoint.h"
 #include "data/shard_list.h"
 #include "data/tokenizer.h"
 #include "parallel/agreed_errors.h"

@@ -7,7 +7,6 @@
 #include <bit>
 #include <cstring>
 #include <stdexcept>
-#include <utility>
 
 #ifdef __BMI2__
 #include <immintrin.h>

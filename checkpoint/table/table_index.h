@@ -21,8 +21,7 @@ struct TableIndexHeader {
 
 /// An f-gram as its prefix and its last token.
 struct TableKey {
-  std::int64_t prefix =
-      0;  // -1 - token: a 2-gram's first token; else the id of the prefix, lower than its own
+  std::int64_t prefix = 0;  // -1 - token: a 2-gram's first; else the prefix's id, below its own
   std::int32_t last_token = 0;
   bool used = true;  // false: of an id that no key has
 };
@@ -42,11 +41,10 @@ struct TableKey {
 ///   starts[p + 1] - 1; starts[X] is head_entries.
 /// - "directory", u32 [ceil((S - head_ids) / 64)]: where in the bits of "degrees" those of id
 ///   head_ids + 64 b begin.
-/// - "entries": entry e is the token_bits + id_bits bits from bit e * (token_bits + id_bits) on
-/// (bit
-///   0 is the lowest of the first byte): the id in the lowest id_bits, above them the scattered
-///   last token (scatter_token in index_layout.h). Children of a prefix lie together, ascending;
-///   prefixes ascend by their number. 8 bytes of zeros behind.
+/// - "entries": entry e is the token_bits + id_bits bits from bit e * (token_bits + id_bits) on.
+///   Bit 0 is the lowest of the first byte. The id is in the lowest id_bits, above them the
+///   scattered last token (scatter_token in index_layout.h). Children of a prefix lie together,
+///   ascending; prefixes ascend by their number. 8 bytes of zeros behind.
 /// - "degrees", u64 words of bits: for each id from head_ids on a one for each child, then a zero.
 ///   So the children of id head_ids + t, whose bits begin at bit q, begin at entry head_entries + q
 ///   - t.

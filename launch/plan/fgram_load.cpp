@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <mutex>
 #include <numeric>
-#include <span>
 
 #include "data/fgram_plan.h"
 #include "model/fgram_model.h"

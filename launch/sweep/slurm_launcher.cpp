@@ -106,7 +106,7 @@ std::string ranges(const std::vector<std::size_t>& tasks) {
 class Submission {
  public:
   Submission(const SweepConfig& sweep, const std::vector<SweepPoint>& points, std::string program);
-  std::vector<SlurmJob> run();
+  std::vector<ArrayJob> run();
 
  private:
   std::vector<std::string> options() const;
@@ -255,7 +255,7 @@ void Submission::keep_record() const {
   replace_file(folder_ / "slurm" / "jobs.json", Json(all).dump(1) + "\n");
 }
 
-std::vector<SlurmJob> Submission::run() {
+std::vector<ArrayJob> Submission::run() {
   // What is in the queue stays there, and what reads its results was submitted with it.
   std::map<std::pair<std::string, std::string>, std::string> in_queue;  // name, stage -> job
   if (!before_.empty()) {
@@ -280,7 +280,7 @@ std::vector<SlurmJob> Submission::run() {
     }
     for (const auto& [dependency, points] : by_dependency) submit(stage, dependency, points);
   }
-  std::vector<SlurmJob> jobs;
+  std::vector<ArrayJob> jobs;
   for (const JobRecord& record : submitted_) {
     jobs.push_back({record.id, record.stage, {}});
     for (const auto& [_, name] : record.points) jobs.back().points.push_back(name);
@@ -290,8 +290,8 @@ std::vector<SlurmJob> Submission::run() {
 
 }  // namespace
 
-SlurmQueue read_queue(const fs::path& folder) {
-  SlurmQueue queue;
+std::map<std::string, QueuedPoint> read_queue(const fs::path& folder) {
+  std::map<std::string, QueuedPoint> queue;
   const auto jobs = read_jobs(folder);
   if (jobs.empty()) return queue;
   const auto states = ask_queue();
@@ -300,7 +300,7 @@ SlurmQueue read_queue(const fs::path& folder) {
       const auto at = states.find(job.id + "_" + task);
       const bool is_queued = at != states.end();
       const auto log = folder / "slurm" / fmt::format("{}-{}_{}.log", job.stage, job.id, task);
-      QueuedPoint& point = queue.points[name];
+      QueuedPoint& point = queue[name];
       if (is_queued && (point.state != "running" && point.state != "queued"))
         point = {at->second == "RUNNING" ? "running" : "queued", job.stage, log};
       else if (!is_queued && point.state != "running" && point.state != "queued" &&
@@ -311,7 +311,7 @@ SlurmQueue read_queue(const fs::path& folder) {
   return queue;
 }
 
-std::vector<SlurmJob> submit_to_slurm(const SweepConfig& sweep,
+std::vector<ArrayJob> submit_to_slurm(const SweepConfig& sweep,
                                       const std::vector<SweepPoint>& points,
                                       const std::string& program) {
   return Submission(sweep, points, program).run();

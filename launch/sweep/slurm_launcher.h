@@ -11,7 +11,7 @@
 namespace scone {
 
 /// An array job that was submitted.
-struct SlurmJob {
+struct ArrayJob {
   std::string id, stage;
   std::vector<std::string> points;  // their names
 };
@@ -22,19 +22,16 @@ struct QueuedPoint {
   std::string stage;  // of the job at hand
   std::filesystem::path log;
 };
-struct SlurmQueue {
-  std::map<std::string, QueuedPoint> points;  // of those that were submitted, by name
-};
 
-/// What Slurm's queue says of a sweep's jobs. Throws std::runtime_error with squeue's message where
-/// it cannot be asked.
-SlurmQueue read_queue(const std::filesystem::path& folder);
+/// What Slurm's queue says of the points of a sweep that were submitted, by name. Throws
+/// std::runtime_error with squeue's message where it cannot be asked.
+std::map<std::string, QueuedPoint> read_queue(const std::filesystem::path& folder);
 
 /// Submits the stages that are neither done nor in the queue: an array of trainings, and arrays of
 /// bakes and evaluations whose tasks wait for those that they read, one for one. `program` is what
 /// the tasks run. Throws InputError with sbatch's own message where Slurm refuses a job; what was
 /// submitted before it is cancelled then.
-std::vector<SlurmJob> submit_to_slurm(const SweepConfig& sweep,
+std::vector<ArrayJob> submit_to_slurm(const SweepConfig& sweep,
                                       const std::vector<SweepPoint>& points,
                                       const std::string& program);
 

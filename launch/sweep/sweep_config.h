@@ -15,9 +15,9 @@ namespace scone {
 //   SweepConfig   what SWEEP.yaml says                                   (sweep_config.h)
 //   SweepPoint    one run of it: name, settings, resolved RunConfig      (sweep_points.h)
 //   SweepFolder   what of each point is done, on disk                    (sweep_folder.h)
-//   run_locally / submit_to_slurm   the stages that are not done         (local_launcher.h,
-//   slurm_launcher.h) PointStatus -> table; PointResult -> CSV, JSON, page (sweep_status.h,
-//   sweep_results.h, sweep_page.h)
+//   run_locally / submit_to_slurm   runs them       (local_launcher.h, slurm_launcher.h)
+//   PointStatus   how far a point is                                     (sweep_status.h)
+//   PointResult   what came of it: CSV, JSON, a page      (sweep_results.h, sweep_page.h)
 //
 // A point's stages are commands of scone itself, each with a result file that is there once it is
 // done: train, then bake where the sweep bakes, then eval of the checkpoint and of the bundle.

@@ -1,10 +1,7 @@
 #include "launch/sweep/sweep_results.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "checkpoint/durable_file.h"
 

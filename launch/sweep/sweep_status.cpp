@@ -83,7 +83,7 @@ std::string text(const std::optional<double>& value, const char* format) {
 std::vector<PointStatus> read_status(const fs::path& folder) {
   const SweepRecord record = read_sweep_record(folder);
   const bool slurm = record.launcher == "slurm";
-  const SlurmQueue queue = slurm ? read_queue(folder) : SlurmQueue{};
+  const auto queue = slurm ? read_queue(folder) : std::map<std::string, QueuedPoint>{};
   const bool is_running = !slurm && is_locked(folder);
   std::vector<PointStatus> statuses;
   for (const RecordedPoint& point : record.points) {
@@ -91,7 +91,7 @@ std::vector<PointStatus> read_status(const fs::path& folder) {
     PointStatus status = read_folder(run, point);
     fs::path log = run / "sweep.log";
     if (status.state != "finished" && slurm) {
-      if (const auto at = queue.points.find(point.name); at != queue.points.end()) {
+      if (const auto at = queue.find(point.name); at != queue.end()) {
         status.state = at->second.state;
         log = at->second.log;
         if (status.state != "failed") status.stage = at->second.stage;

@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/safetensors.h"

@@ -1,8 +1,5 @@
 #include "tiny_run.h"
 
-#include <unistd.h>
-
-#include <atomic>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -65,18 +62,6 @@ fs::path write_byte_tokenizer(const fs::path& folder, int special_tokens) {
                                {"model", model}};
   std::ofstream(folder / "tokenizer.json") << json.dump();
   return folder / "tokenizer.json";
-}
-
-TemporaryFolder::TemporaryFolder() {
-  static std::atomic<int> made{0};
-  path_ = fs::temp_directory_path() /
-          ("scone-test-" + std::to_string(::getpid()) + "-" + std::to_string(made++));
-  fs::create_directories(path_);
-}
-
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
 }
 
 FgramVocabulary random_vocabulary(std::int64_t size, std::int32_t tokens, int max_length,

@@ -8,21 +8,9 @@
 #include "data/fgram_vocabulary.h"
 #include "model/model_config.h"
 #include "model/parameter.h"
+#include "temporary_folder.h"
 
 namespace scone {
-
-/// A new folder under the system's temporary folder, removed with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// Writes folder/tokenizer.json, byte-level BPE of the 256 bytes without merges and some special
 /// tokens after them, and returns its path.

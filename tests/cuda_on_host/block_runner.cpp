@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <numeric>
+
 #include "runner.h"
 
 constinit thread_local uint3 threadIdx{};
@@ -189,7 +192,6 @@ std::string Runner::deadlock() const {
 
 void Runner::run_block() {
   done_ = at_barrier_ = 0;
-  barrier_votes_ = 0;
   has_next_ = false;
   error_ = nullptr;
   runnable_warps_ = 0;
@@ -278,7 +280,7 @@ void Runner::run(std::string_view kernel, Extent grid, Extent block,
   }
 }
 
-int Runner::block_barrier(bool predicate, const std::source_location& where) {
+void Runner::block_barrier(const std::source_location& where) {
   Thread& thread = threads_[current_];
   if (done_ > 0) {
     fail("a barrier that not all threads reach: " + describe(first_done_) + " has ended", &where);
@@ -292,14 +294,11 @@ int Runner::block_barrier(bool predicate, const std::source_location& where) {
   }
   thread.place = where;
   thread.state = State::at_barrier;
-  barrier_votes_ += predicate ? 1 : 0;
   if (++at_barrier_ == thread_count_) {
-    barrier_result_ = std::exchange(barrier_votes_, 0);
     at_barrier_ = 0;
     for (unsigned i = 0; i < thread_count_; ++i) make_ready(i);
   }
   wait();
-  return barrier_result_;
 }
 
 std::uint64_t Runner::warp_result(const Thread& thread, unsigned warp) {
@@ -312,13 +311,9 @@ std::uint64_t Runner::warp_result(const Thread& thread, unsigned warp) {
       result = lanes[thread.source].value;
       break;
     case WarpOperation::ballot:
-    case WarpOperation::match:
       for (unsigned lane = 0; lane < kWarpSize; ++lane) {
         if ((thread.mask >> lane & 1U) == 0) continue;
-        const bool counts = thread.operation == WarpOperation::ballot
-                                ? lanes[lane].value != 0
-                                : lanes[lane].value == thread.value;
-        result |= std::uint64_t{counts ? 1U : 0U} << lane;
+        result |= std::uint64_t{lanes[lane].value != 0 ? 1U : 0U} << lane;
       }
   }
   return result;
@@ -395,9 +390,7 @@ std::set<std::string> launched_kernels() {
   return names();
 }
 
-int block_barrier(bool predicate, const std::source_location& where) {
-  return runner().block_barrier(predicate, where);
-}
+void block_barrier(const std::source_location& where) { runner().block_barrier(where); }
 
 std::uint64_t warp_operation(WarpOperation operation, std::uint32_t mask, std::uint64_t value,
                              unsigned source, const std::source_location& where) {

@@ -41,13 +41,12 @@ std::uint64_t order_seed();
 
 // For the running thread of a kernel.
 
-enum class WarpOperation : std::uint8_t { sync, shuffle, ballot, match };
+enum class WarpOperation : std::uint8_t { sync, shuffle, ballot };
 
 /// __syncthreads: throws BlockError where threads of the block are done or wait at another line.
-/// Returns how many threads gave a true predicate.
-int block_barrier(bool predicate, const std::source_location& where);
+void block_barrier(const std::source_location& where);
 /// Waits for all lanes of mask. shuffle: the value of lane `source`; ballot: mask of lanes whose
-/// value is not 0; match: mask of lanes with the same value.
+/// value is not 0.
 std::uint64_t warp_operation(WarpOperation operation, std::uint32_t mask, std::uint64_t value,
                              unsigned source, const std::source_location& where);
 unsigned lane_of_thread();

@@ -1,7 +1,5 @@
 #include "model/ops/cuda/cross_entropy.h"
 
-#include <cstring>
-
 #include "attention_cases.h"
 
 namespace scone::cuda {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <boost/context/fiber.hpp>
@@ -10,7 +9,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <numeric>
 #include <sstream>
 #include <vector>
 
@@ -92,7 +90,7 @@ class Runner {
   ~Runner();
   void run(std::string_view kernel, Extent grid, Extent block, std::size_t dynamic_shared_bytes,
            void (*body)(const void*), const void* context);
-  int block_barrier(bool predicate, const std::source_location& where);
+  void block_barrier(const std::source_location& where);
   std::uint64_t warp_operation(WarpOperation operation, std::uint32_t mask, std::uint64_t value,
                                unsigned source, const std::source_location& where);
   unsigned lane() const { return current_ % kWarpSize; }
@@ -159,7 +157,6 @@ class Runner {
   bool has_next_ = false;
   unsigned next_ = 0;
   unsigned at_barrier_ = 0;
-  int barrier_votes_ = 0, barrier_result_ = 0;
   unsigned first_at_barrier_ = 0, first_done_ = 0;
 };
 

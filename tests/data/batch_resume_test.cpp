@@ -94,7 +94,7 @@ class BatchResumeTest : public testing::TestWithParam<bool> {
     return state;
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   std::vector<std::unique_ptr<TokenCorpus>> corpora_;
   std::unique_ptr<TokenMixture> mixture_;
   std::unique_ptr<FgramVocabulary> vocabulary_;

@@ -85,7 +85,7 @@ class BatchStreamTest : public testing::Test {
     return id;
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   Tokens tokens_;
   std::vector<std::size_t> document_;  // of each token
   std::unique_ptr<TokenCorpus> corpus_;
@@ -247,7 +247,7 @@ TEST_F(BatchStreamTest, RefusesWhatCannotWork) {
 }
 
 TEST_F(BatchStreamTest, RefusesAnotherTokenizersFgrams) {
-  ScratchFolder other;
+  TemporaryFolder other;
   write_shard(other / "x.h5", {Tokens(100, 1)}, 50, "4567");
   const TokenCorpus corpus({other.path()});
   EXPECT_THROW(BatchStream(corpus, vocabulary_.get(), options()), InputError);

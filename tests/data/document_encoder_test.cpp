@@ -1,16 +1,11 @@
 #include "data/document_encoder.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
-#include <chrono>
-#include <cmath>
-#include <filesystem>
 #include <map>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "character_tokenizer.h"

@@ -46,7 +46,7 @@ class DocumentPiecesTest : public testing::Test {
   }
   TextSource source() const { return TextSource({folder_.path()}, InvalidUtf8::replace); }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   CharacterTokenizer tokenizer_;
 };
 

@@ -54,7 +54,7 @@ class Vocabulary {
   std::unique_ptr<FgramVocabulary> fgrams;
 
  private:
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
 };
 
 struct Wish {

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <random>
 #include <set>
 
@@ -15,7 +14,7 @@ namespace {
 using Tokens = std::vector<std::int32_t>;
 
 FgramVocabulary make_vocabulary(std::uint64_t seed) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shard(folder / "shard.h5", random_documents(seed, 300, 60, 30), 30);
   const TokenCorpus corpus({folder / "shard.h5"});
   FgramBuildOptions options;

@@ -45,7 +45,7 @@ class FgramVocabularyTest : public testing::Test {
     write_shard(shard_, random_documents(1, 300, 60, 40), 40);
     build_fgram_vocabulary(*self_, TokenCorpus({shard_}), options_of(1200), file_);
   }
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   std::filesystem::path shard_ = folder_ / "shard.h5", file_ = folder_ / "fgrams.h5";
   std::unique_ptr<Communicator> self_ = make_self_communicator();
 };

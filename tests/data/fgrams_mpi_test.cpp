@@ -9,7 +9,7 @@ namespace {
 
 TEST(FgramsMpi, SameFileAndCoverageAsOneRank) {
   const auto world = make_mpi_communicator();
-  const ScratchFolder folder;  // one a rank: the shard is the same everywhere
+  const TemporaryFolder folder;  // one a rank: the shard is the same everywhere
   write_shard(folder / "shard.h5", random_documents(21, 400, 80, 100), 100);
   const TokenCorpus corpus({folder / "shard.h5"});
   FgramBuildOptions options;

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <stdexcept>
@@ -30,7 +29,7 @@ std::vector<float> ramp(std::size_t size) {
 }
 
 TEST(Hdf5File, KeepsDatasetsAndAttributes) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto values = ramp(12);
   {
     Hdf5File file = Hdf5File::create(folder / "a.h5");
@@ -74,7 +73,7 @@ TEST(Hdf5File, KeepsDatasetsAndAttributes) {
 }
 
 TEST(Hdf5File, OffsetsOfContiguousDatasetsPointAtTheirBytes) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto values = ramp(100);
   Hdf5File::create(folder / "a.h5").write("v", H5T_NATIVE_FLOAT, {100}, values.data());
   const std::int64_t offset = Hdf5File::open(folder / "a.h5").dataset_offset("v");
@@ -85,7 +84,7 @@ TEST(Hdf5File, OffsetsOfContiguousDatasetsPointAtTheirBytes) {
 }
 
 TEST(Hdf5File, EqualContentGivesEqualBytes) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto values = ramp(1000);
   for (const char* name : {"a.h5", "b.h5"}) {
     Hdf5File file = Hdf5File::create(folder / name);
@@ -98,7 +97,7 @@ TEST(Hdf5File, EqualContentGivesEqualBytes) {
 }
 
 TEST(Hdf5File, ErrorsNameFileAndObject) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto values = ramp(10'000);
   {
     Hdf5File file = Hdf5File::create(folder / "a.h5");

@@ -8,7 +8,6 @@
 
 #include "data/batch_stream.h"
 #include "data/hdf5_file.h"
-#include "parallel/error.h"
 #include "shard_writer.h"
 
 namespace scone {
@@ -39,7 +38,7 @@ void write_sparse_shard(const std::filesystem::path& path, std::int64_t tokens,
 }
 
 TEST(LargeCorpus, PositionsHave64Bits) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const std::int64_t first = 5 * gibi + 3, second = 3 * gibi;  // tokens
   std::vector<std::uint16_t> marks(3000);
   for (std::size_t i = 0; i < marks.size(); ++i) marks[i] = static_cast<std::uint16_t>(i + 1);

@@ -30,7 +30,7 @@ class MatchAnnotationsTest : public testing::Test {
     options.batch_sequences = 8;
     return options;
   }
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   std::unique_ptr<TokenCorpus> corpus_;
   std::unique_ptr<Communicator> self_ = make_self_communicator();
 };

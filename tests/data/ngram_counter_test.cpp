@@ -85,7 +85,7 @@ std::map<std::size_t, Counts> counted(const std::filesystem::path& shard, int ra
 }
 
 TEST(NgramCounter, EqualsBruteForceOnAnyNumberOfRanks) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     const int longest = seed % 3 == 0 ? 4 : 40;  // documents shorter than n
     const int vocabulary = seed % 2 ? 6 : 50;
@@ -110,7 +110,7 @@ TEST(NgramCounter, EqualsBruteForceOnAnyNumberOfRanks) {
 }
 
 TEST(NgramCounter, SpillsAndMergesToTheSame) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = random_documents(3, 3000, 200, 400);
   write_shard(folder / "shard.h5", documents, 400);
   const auto expected = brute_force(documents, 4, 2);
@@ -142,7 +142,7 @@ TEST(NgramCounter, SpillsAndMergesToTheSame) {
 }
 
 TEST(NgramStore, MergesMoreRunsThanItHasBuffersFor) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   SpillFile spill = SpillFile::create(folder / "runs", false);
   MemoryBudget budget(0);  // every 48 distinct keys are a run
   NgramStore<2> store(0, 1, budget, spill);
@@ -170,7 +170,7 @@ TEST(NgramStore, MergesMoreRunsThanItHasBuffersFor) {
 }
 
 TEST(NgramCounter, GoesOnAfterTheScansThatWereDone) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = random_documents(4, 300, 60, 50);
   write_shard(folder / "shard.h5", documents, 50);
   std::vector<int> counted_scans, taken_scans;
@@ -215,7 +215,7 @@ TEST(NgramCounter, GoesOnAfterTheScansThatWereDone) {
 }
 
 TEST(NgramCounter, AFolderInUseIsRefused) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const SpillFolder first(folder / "spill", 0, 1);
   EXPECT_THROW(SpillFolder(folder / "spill", 0, 1), InputError);
   {
@@ -226,7 +226,7 @@ TEST(NgramCounter, AFolderInUseIsRefused) {
 }
 
 TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   for (std::uint64_t seed = 0; seed < 6; ++seed) {
     const Documents documents = random_documents(seed, 200, 30, 8);
     write_shard(folder / "shard.h5", documents, 8);
@@ -273,7 +273,7 @@ TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
 }
 
 TEST(NgramCounter, TakesFewerTokensThanRanksAndNothingAtAll) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shard(folder / "shard.h5", {{1, 2, 1, 2}}, 8);
   const std::map<std::size_t, Counts> expected{{2, {{{1, 2}, 2}}}};
   EXPECT_EQ(counted(folder / "shard.h5", 6, {5, 2, enough_memory, 0, {}}, folder / "spill"),
@@ -284,7 +284,7 @@ TEST(NgramCounter, TakesFewerTokensThanRanksAndNothingAtAll) {
 }
 
 TEST(NgramCounter, AFileThatCannotGrowIsToldWithTheSpace) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shard(folder / "shard.h5", random_documents(3, 3000, 200, 400), 400);
   struct rlimit before {};
   getrlimit(RLIMIT_FSIZE, &before);

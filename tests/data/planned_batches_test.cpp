@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <functional>
@@ -55,7 +54,7 @@ class PlannedBatchesTest : public testing::Test {
     });
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   std::unique_ptr<TokenCorpus> corpus_;
   std::unique_ptr<FgramVocabulary> vocabulary_;
 };

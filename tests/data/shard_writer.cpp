@@ -1,7 +1,6 @@
 #include "shard_writer.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <fstream>
@@ -59,16 +58,6 @@ Documents random_documents(std::uint64_t seed, int documents, int longest, int v
   return result;
 }
 
-ScratchFolder::ScratchFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "scone-test-XXXXXX").string();
-  if (!mkdtemp(name.data())) throw std::runtime_error("cannot create " + name);
-  path_ = name;
-}
-ScratchFolder::~ScratchFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 std::string bytes_of_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error("cannot read " + path.string());
@@ -77,7 +66,7 @@ std::string bytes_of_file(const std::filesystem::path& path) {
 
 FgramVocabulary build_vocabulary(Communicator& communicator, const TokenCorpus& corpus,
                                  const FgramBuildOptions& options) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const std::filesystem::path path =
       communicator.broadcast_string((folder / "fgrams.h5").string(), 0);
   build_fgram_vocabulary(communicator, corpus, options, path);

@@ -7,6 +7,7 @@
 
 #include "data/fgram_vocabulary.h"
 #include "data/fgram_vocabulary_builder.h"
+#include "temporary_folder.h"
 
 namespace scone {
 
@@ -19,19 +20,6 @@ void write_shard(const std::filesystem::path& path, const Documents& documents,
 /// Random documents of 0..longest tokens below vocabulary_size, skewed to low ids, so that n-grams
 /// repeat and tie.
 Documents random_documents(std::uint64_t seed, int documents, int longest, int vocabulary_size);
-
-/// A new empty folder that goes with the object.
-class ScratchFolder {
- public:
-  ScratchFolder();
-  ~ScratchFolder();
-  ScratchFolder(const ScratchFolder&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// The vocabulary that the options make of the corpus. Collective; ranks are threads or processes
 /// of one machine.

@@ -102,7 +102,7 @@ TEST(Utf8, FindsIllFormedSequences) {
 }
 
 TEST(TextSource, ReadsFoldersFilesAndJsonLines) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_file(folder / "in/b.txt", "second\n");
   write_file(folder / "in/a/z.rst",
              "\xEF\xBB\xBF"
@@ -121,13 +121,10 @@ TEST(TextSource, ReadsFoldersFilesAndJsonLines) {
   EXPECT_EQ(source.counts().empty_documents, 3);
   EXPECT_EQ(source.counts().text_bytes, 11 + 3 + 7 + 7);
   EXPECT_DOUBLE_EQ(source.progress(), 1);
-  source.rewind();
-  EXPECT_EQ(source.counts().documents, 0);
-  EXPECT_EQ(documents_of(source), expected);
 }
 
 TEST(TextSource, DecompressesMembersAndFrames) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const std::string text = long_text(3'500'000);  // several buffers
   write_file(folder / "a.txt.gz", gzip(text.substr(0, 1000)) + gzip(text.substr(1000)));
   write_file(folder / "b.txt.zst", zstandard(text.substr(0, 1000)) + zstandard(text.substr(1000)));
@@ -139,7 +136,7 @@ TEST(TextSource, DecompressesMembersAndFrames) {
 }
 
 TEST(TextSource, TreatsInvalidUtf8AsAsked) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_file(folder / "a.txt", "ok \xFF\xFE end");
   TextSource replaced({folder / "a.txt"}, InvalidUtf8::replace);
   EXPECT_THAT(documents_of(replaced), ElementsAre("ok \xEF\xBF\xBD\xEF\xBF\xBD end"));
@@ -158,7 +155,7 @@ TEST(TextSource, TreatsInvalidUtf8AsAsked) {
 }
 
 TEST(TextSource, RefusesBadInput) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   EXPECT_THAT(error_of(folder / "missing.txt"), HasSubstr("missing.txt"));
   write_file(folder / "empty.txt", "");
   EXPECT_THAT(error_of(folder / "empty.txt"), HasSubstr("empty"));
@@ -178,7 +175,7 @@ TEST(TextSource, RefusesBadInput) {
 }
 
 TEST(TextSource, RefusesDamagedCompression) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const std::string text = long_text(300'000);
   for (const std::string name : {"gz", "zst"}) {
     const std::string good = name == "gz" ? gzip(text) : zstandard(text);

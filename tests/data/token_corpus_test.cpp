@@ -64,7 +64,7 @@ std::string error_of(const std::vector<std::filesystem::path>& paths) {
 class TokenCorpusOfVocabulary : public ::testing::TestWithParam<std::int64_t> {};
 
 TEST_P(TokenCorpusOfVocabulary, ReadsWhatTheWriterWrote) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const auto vocabulary = static_cast<int>(GetParam());
   Documents documents = non_empty(random_documents(1, 300, 50, vocabulary));
   documents[5] = {0, vocabulary - 1};         // both ends of the vocabulary
@@ -134,7 +134,7 @@ TEST_P(TokenCorpusOfVocabulary, ReadsWhatTheWriterWrote) {
 INSTANTIATE_TEST_SUITE_P(Widths, TokenCorpusOfVocabulary, ::testing::Values(50, 65536, 65537));
 
 TEST(TokenShardWriter, StoresTheNarrowestTypeContiguously) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   for (const std::int64_t vocabulary : {65536, 65537}) {
     write_shards(folder / "s", {{0, 1, 2}}, vocabulary, 100);
     const Hdf5File file = Hdf5File::open(folder / "s/shard-00000.h5");
@@ -148,7 +148,7 @@ TEST(TokenShardWriter, StoresTheNarrowestTypeContiguously) {
 }
 
 TEST(TokenShardWriter, SameDocumentsSameBytesAndOtherDocumentsOtherChecksum) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   Documents documents = random_documents(2, 40, 30, 500);
   write_shards(folder / "a", documents, 500, 200);
   write_shards(folder / "b", documents, 500, 200);
@@ -169,7 +169,7 @@ TEST(TokenShardWriter, SameDocumentsSameBytesAndOtherDocumentsOtherChecksum) {
 }
 
 TEST(TokenShardWriter, AgreesWithTheTestsOwnWriter) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = random_documents(4, 40, 30, 500);
   write_shards(folder / "a", documents, 500, 1 << 20);
   write_shard(folder / "b.h5", documents, 500, "00ff00ff00ff00ff");
@@ -178,7 +178,7 @@ TEST(TokenShardWriter, AgreesWithTheTestsOwnWriter) {
 }
 
 TEST(TokenShardWriter, RefusesWhatCannotBe) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   EXPECT_THROW(TokenShardWriter(folder.path(), {"0", 10, -1}, 0), std::invalid_argument);
   TokenShardWriter writer(folder.path(), {"0", 10, -1}, 100);
   EXPECT_THROW(writer.add(std::vector<std::int32_t>{1, 10}, 1), std::logic_error);
@@ -188,7 +188,7 @@ TEST(TokenShardWriter, RefusesWhatCannotBe) {
 }
 
 TEST(TokenCorpus, SkipsEmptyDocumentsAndShards) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shard(folder / "a.h5", {{}, {1, 2}, {}, {3}, {}}, 10);
   write_shard(folder / "b.h5", {{}}, 10);
   write_shard(folder / "c.h5", {{4}}, 10);
@@ -205,7 +205,7 @@ TEST(TokenCorpus, SkipsEmptyDocumentsAndShards) {
 }
 
 TEST(TokenCorpus, ReadsAheadWhatItIsAskedFor) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shards(folder.path(), {std::vector<std::int32_t>(3'000'000, 5)}, 10, 4'000'000);
   const std::filesystem::path shard = folder / "shard-00000.h5";
   const int descriptor = ::open(shard.c_str(), O_RDONLY);
@@ -228,7 +228,7 @@ TEST(TokenCorpus, ReadsAheadWhatItIsAskedFor) {
 }
 
 TEST(TokenCorpus, FindsTheTokenizerBesideOrAboveTheShards) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shards(folder / "train", {{1, 2}}, 10, 100);
   const TokenCorpus corpus({folder / "train"});
   EXPECT_THROW(corpus.tokenizer_path(), InputError);
@@ -237,7 +237,7 @@ TEST(TokenCorpus, FindsTheTokenizerBesideOrAboveTheShards) {
 }
 
 TEST(TokenCorpus, IsSafeFromSeveralThreads) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = random_documents(5, 500, 60, 1000);
   const std::vector<std::int32_t> expected = joined(documents);
   write_shards(folder.path(), documents, 1000, 3000);
@@ -258,7 +258,7 @@ TEST(TokenCorpus, IsSafeFromSeveralThreads) {
 }
 
 TEST(TokenCorpus, RefusesForeignDamagedAndUnlikeShards) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   EXPECT_THAT(error_of({folder / "none"}), HasSubstr("none"));
   EXPECT_THAT(error_of({folder.path()}), HasSubstr("*.h5"));
   std::ofstream(folder / "text.h5") << "some text, no HDF5";
@@ -319,7 +319,7 @@ class ListedShardsTest : public ::testing::Test {
     file.put(static_cast<char>(old ^ 1));
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(ListedShardsTest, NamesEachShardThatIsMissingChangedOrNew) {
@@ -343,7 +343,7 @@ TEST_F(ListedShardsTest, NamesEachShardThatIsMissingChangedOrNew) {
 }
 
 TEST_F(ListedShardsTest, ACopyIsNoChange) {
-  const ScratchFolder copies;
+  const TemporaryFolder copies;
   const std::filesystem::path copy = copies / "copy";
   std::filesystem::copy(folder_.path(), copy);
   // Newer than the list, so they are hashed again.
@@ -371,7 +371,7 @@ TEST(ShardChanges, TellsMovedShardsAndAnotherOrder) {
 }
 
 TEST(TokenCorpus, NamesEveryShardOfAnotherTokenizer) {
-  const ScratchFolder folder;
+  const TemporaryFolder folder;
   write_shard(folder / "a.h5", {{1}}, 10, "1111");
   write_shard(folder / "b.h5", {{1}}, 10, "2222");
   write_shard(folder / "c.h5", {{1}}, 10, "3333");

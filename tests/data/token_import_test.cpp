@@ -108,7 +108,7 @@ class TokenImportTest : public testing::Test {
     return error_of({folder_ / "bad"}, {.format = TokenFormat::megatron});
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   CharacterTokenizer tokenizer_;  // 257 tokens, 0 ends a document
 };
 

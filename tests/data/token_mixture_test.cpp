@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -17,7 +16,7 @@ namespace {
 using ::testing::HasSubstr;
 
 /// A corpus of one document, 0, 1, 2, .. (modulo 50).
-std::unique_ptr<TokenCorpus> corpus_of(const ScratchFolder& folder, const std::string& name,
+std::unique_ptr<TokenCorpus> corpus_of(const TemporaryFolder& folder, const std::string& name,
                                        std::int64_t tokens, const std::string& tokenizer = "0123") {
   Documents documents(1);
   for (std::int64_t i = 0; i < tokens; ++i)
@@ -41,7 +40,7 @@ class TokenMixtureTest : public testing::Test {
     return "no InputError";
   }
 
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
   std::unique_ptr<TokenCorpus> small_ = corpus_of(folder_, "small.h5", 10 * 16 + 1);
   std::unique_ptr<TokenCorpus> middle_ = corpus_of(folder_, "middle.h5", 300 * 16 - 5);
   std::unique_ptr<TokenCorpus> large_ = corpus_of(folder_, "large.h5", 5000 * 16 + 9);

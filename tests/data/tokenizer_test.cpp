@@ -87,7 +87,7 @@ class TokenizerTest : public ::testing::Test {
     }
     return "no error";
   }
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
 };
 
 Ids encode(const Tokenizer& tokenizer, const std::string& text) {
@@ -304,7 +304,7 @@ TEST_F(TokenizerTest, UnsupportedAndDamagedFilesAreNamed) {
   EXPECT_THROW(load_tokenizer(write("empty.model", "")), InputError);
   EXPECT_THROW(load_tokenizer(write("cut.json", "{\"model\": ")), InputError);
   EXPECT_THROW(load_tokenizer(write("foreign.model", "\x89PNG\r\n\x1A\n some bytes")), InputError);
-  const ScratchFolder empty;
+  const TemporaryFolder empty;
   EXPECT_THROW(load_tokenizer(empty / ""), InputError);
 }
 
@@ -325,7 +325,7 @@ std::string training_text(unsigned seed, int lines) {
   return text;
 }
 
-std::filesystem::path train(const ScratchFolder& folder, const std::string& name,
+std::filesystem::path train(const TemporaryFolder& folder, const std::string& name,
                             std::vector<std::string> documents, std::int64_t size, int threads) {
   std::size_t next = 0;
   const auto next_document = [&](std::string& document) {

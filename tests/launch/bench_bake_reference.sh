@@ -1,13 +1,9 @@
 #!/usr/bin/env bash
 # scone bench bake with its PyTorch peer, on a tiny model, and what the peer promises: bench_bake_reference.sh SCONE
 set -euo pipefail
-scone=$1
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-peers=$here/../peers
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-source "$here/export_run.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+peers=$tests/../peers
+source "$tests/export_run.sh"
 prepare_export_data
 bake=("$scone" bench bake fgrams.h5 --size 300 --alone-size 100 --width 32 --layers 2 --heads 4 --rounds 2 --folder . --json)
 

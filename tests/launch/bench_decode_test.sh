@@ -1,11 +1,7 @@
 #!/usr/bin/env bash
 # scone bench decode on a tiny model: a line for each batch and way to read rows, which must agree in every logit; bad input.
 set -euo pipefail
-scone=$1
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 "$scone" bench decode --shape tiny --rows 5K --batch 1,3 --access ram,mmap --prompt 8 --tokens 16 --rounds 3 --folder . --json |
   tail -n 1 >result.json

@@ -3,12 +3,8 @@
 # as one that went through, ranks agree, live and baked agree; --profile writes its table and a trace of each rank; an unknown
 # SCONE_MAX_ISA is refused.
 set -euo pipefail
-scone=$1
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-source "$here/export_run.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+source "$tests/export_run.sh"
 prepare_export_data >/dev/null 2>&1
 train() { "$scone" train run.yaml "${scone_keys[@]}" checkpoint.every=0 "$@"; }
 
@@ -17,7 +13,7 @@ train run.folder=bf16 compute.dtype=bf16 --profile 2>profile.txt
 train run.folder=parts compute.dtype=bf16 checkpoint.every=8 run.time_limit=0 2>/dev/null
 rm -r parts/checkpoints/step-00000020 && cp -r parts resumed
 train run.folder=resumed compute.dtype=bf16 checkpoint.every=8 2>/dev/null
-mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 "$scone" train run.yaml "${scone_keys[@]}" run.folder=ranks \
+"$mpirun" -np 2 "$scone" train run.yaml "${scone_keys[@]}" run.folder=ranks \
   compute.dtype=bf16 parallel.main.tp=2 --profile 2>/dev/null
 
 python3 - <<'PYTHON'

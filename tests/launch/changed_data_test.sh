@@ -1,37 +1,10 @@
 #!/usr/bin/env bash
 # What a run does about training data that are mixed, missing, changed or new: changed_data_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
-# Debian's own Python has h5py; another python3 may stand before it in PATH.
-python=python3
-"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+find_python
 
-fail() {
-  echo "changed_data_test: $*"
-  exit 1
-}
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  "$@" >out 2>&1 || code=$?
-  [ "$code" = "$expected" ] && grep -qE -- "$text" out ||
-    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-}
-
-awk 'BEGIN {
-  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 300; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 13 300 80 >text.jsonl
 head -n 200 text.jsonl >a.jsonl
 tail -n 100 text.jsonl >b.jsonl
 "$scone" tokenize --input a.jsonl --output a --train-tokenizer 301 --validation-fraction 0 --shard-tokens 3K >/dev/null

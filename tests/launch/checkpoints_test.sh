@@ -2,37 +2,14 @@
 # What a run does about its checkpoints, as its user sees it: signals and the time limit, a full disk, damaged files, other grids,
 # an f-gram model more or less: checkpoints_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 job=
 trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
 
-fail() {
-  echo "$*"
-  exit 1
-}
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  "$@" >out 2>&1 || code=$?
-  [ "$code" = "$expected" ] && grep -qE -- "$text" out ||
-    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-}
 steps_of() { python3 -c 'import json, sys; print(*(json.loads(line)["step"] for line in open(sys.argv[1])))' "$1/metrics.jsonl"; }
 newest() { basename "$(printf '%s\n' "$1"/checkpoints/step-???????? | tail -n 1)"; }
 
-awk 'BEGIN {
-  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 200; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 13 200 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
 cat >run.yaml <<'YAML'

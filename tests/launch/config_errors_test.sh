@@ -2,12 +2,7 @@
 # Run configurations and command lines as a user meets them: exit codes and messages, alone and on several ranks.
 # config_errors_test.sh SCONE
 set -euo pipefail
-scone=$1
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 fail() {
   echo "config_errors_test: $*"

@@ -1,26 +1,9 @@
 #!/usr/bin/env bash
 # scone doctor: what it prints alone and under mpirun, and that it finds what is made wrong here: doctor_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 for variable in $(compgen -e | grep -E '^(SLURM_|OMP_|OPENBLAS_|MKL_)'); do unset "$variable"; done
 
-fail() {
-  echo "doctor_test: $*"
-  exit 1
-}
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  timeout 60 "$@" >out 2>&1 || code=$?
-  if [ "$code" != "$expected" ] || ! grep -qE -- "$text" out; then
-    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-  fi
-}
 has() { grep -qE -- "$1" out || fail "no '$1' in:"$'\n'"$(cat out)"; }
 has_not() { if grep -qE -- "$1" out; then fail "'$1' in:"$'\n'"$(cat out)"; fi; }
 first_cpu=$(python3 -c 'import os; print(min(os.sched_getaffinity(0)))')

@@ -1,17 +1,9 @@
-# Sourced by tests of export: trains a small run, exports it and evaluates it, in the working folder. $scone: the program.
+# Sourced by tests of export, after command.sh: trains a small run, exports it and evaluates it, in the working folder.
 # run_and_export NAME [key=value ..]: run NAME, its export NAME.export, its evaluation NAME.json.
-export OMP_NUM_THREADS=1
 scone_keys=(fgrams.vocabulary=fgrams.h5 model.fgram.layers=1)
 
 prepare_export_data() {
-  awk 'BEGIN {
-    srand(11); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-    for (d = 0; d < 200; ++d) {
-      line = ""
-      for (i = 0; i < 60; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-      printf "{\"text\": \"%s\"}\n", line
-    }
-  }' >text.jsonl
+  documents 11 200 60 >text.jsonl
   "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 300 --validation-fraction 0.1
   "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
   cat >run.yaml <<'YAML'

@@ -2,16 +2,8 @@
 # scone export and import as a user runs them: an exported run imported again has the same loss and the same tensors, and trains on
 # from there, on other data and another seed too.
 set -euo pipefail
-scone=$1
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-source "$here/export_run.sh"
-fail() {
-  echo "$*"
-  exit 1
-}
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+source "$tests/export_run.sh"
 
 prepare_export_data
 run_and_export run "${scone_keys[@]}"

@@ -2,13 +2,9 @@
 # scone fgrams out of core: the matrix of ranks, memory and threads on a small corpus, a kill in the third scan, disks that
 # fill, annotations and the report.
 set -euo pipefail
-scone=$1
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-folder=$(mktemp -d)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 mounted=
 trap '[ -z "$mounted" ] || umount "$mounted"; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
 fail() {
   echo "$*"
   cat err 2>/dev/null || true
@@ -39,7 +35,7 @@ least=$(grep -o 'give --memory [0-9]*M' err | grep -o '[0-9]*') || fail "no figu
 least=$((least + 2))M
 "${fgrams[@]}" --output few.h5 --memory "$least" 2>err || fail "--memory $least: is too little after all"
 grep -q ' [1-9][0-9.]* MB spilled)' err || fail "nothing was spilled with $least"
-SCONE_MATRIX_SIZE=20K bash "$here/fgrams_matrix.sh" "$scone" shards/train 20M 1G >matrix || fail "$(cat matrix)"
+SCONE_MATRIX_SIZE=20K bash "$tests/fgrams_matrix.sh" "$scone" shards/train 20M 1G >matrix || fail "$(cat matrix)"
 "${fgrams[@]}" --output whole.h5 2>err
 cmp few.h5 whole.h5
 
@@ -69,15 +65,13 @@ mkdir small
 if mount -t tmpfs -o size=1m tmpfs small 2>/dev/null; then
   mounted=$folder/small
   code=0
-  mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 "${fgrams[@]}" --output full.h5 --memory "$least" \
-    --spill small/spill 2>err || code=$?
+  "$mpirun" -np 2 "${fgrams[@]}" --output full.h5 --memory "$least" --spill small/spill 2>err || code=$?
   [ "$code" = 2 ] || fail "little room: expected exit code 2, found $code"
   grep -q "counting may need .* MB are free" err || fail "the little room was not seen beforehand"
   nothing_left
   mount -o remount,size=24m small
   for ranks in 1 2; do
-    python3 - mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$ranks" "${fgrams[@]}" --output full.h5 \
-      --memory 1G --spill small/spill <<'PYTHON' || fail "a disk that fills: exit code $?, expected 2"
+    python3 - "$mpirun" -np "$ranks" "${fgrams[@]}" --output full.h5 --memory 1G --spill small/spill <<'PYTHON' || fail "a disk that fills: exit code $?, expected 2"
 import errno, os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stderr=subprocess.PIPE, text=True)
 text = ""
@@ -118,7 +112,7 @@ compute: {threads: 1}
 YAML
 losses() { python3 -c 'import json, sys; print([json.loads(line)["loss"] for line in open(sys.argv[1])])' "$1"; }
 "$scone" train run.yaml run.folder=live 2>err || fail "training"
-mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2 "$scone" fgrams --data shards/train --vocabulary whole.h5 \
+"$mpirun" -np 2 "$scone" fgrams --data shards/train --vocabulary whole.h5 \
   --size 5K --annotate 2>err || fail "--annotate"
 ls shards/train/*.h5.matches >/dev/null
 "$scone" inspect "$(ls shards/train/*.h5.matches | head -n 1)" >inspected && grep -q "match lengths" inspected ||

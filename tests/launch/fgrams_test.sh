@@ -1,11 +1,7 @@
 #!/usr/bin/env bash
 # scone fgrams as a user runs it: text -> shards -> f-gram vocabulary, on 1, 2 and 3 ranks, and bad input.
 set -euo pipefail
-scone=$1
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
 # mends MESSAGE COMMAND..: the command must end with exit code 2, say MESSAGE on stderr and leave no output file.
 mends() {
@@ -20,21 +16,13 @@ mends() {
   fi
 }
 
-awk 'BEGIN {
-  srand(7); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 400; ++d) {
-    line = ""
-    for (i = 0; i < 60; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 7 400 60 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 300 --validation-fraction 0.1
 
 fgrams=("$scone" fgrams --data shards/train --size 500 --min-count 5)
 "${fgrams[@]}" --output one.h5 --report --json >one.json
 for ranks in 2 3; do
-  mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$ranks" \
-    "${fgrams[@]}" --output "$ranks.h5"
+  "$mpirun" -np "$ranks" "${fgrams[@]}" --output "$ranks.h5"
   cmp one.h5 "$ranks.h5"
 done
 "${fgrams[@]}" --output again.h5

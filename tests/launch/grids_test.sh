@@ -4,20 +4,9 @@
 # message that names it. Impossible grids are refused.
 #   grids_test.sh SCONE [QUICKSTART [STEPS]]   QUICKSTART: a folder of launch/quickstart.sh, for its corpus; else a small one is made
 set -euo pipefail
-scone=$(realpath "$1")
 quickstart=${2:+$(realpath "$2")}
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 steps=${3:-50}
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-mpirun=$repository/launch/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
-
-fail() {
-  echo "$*"
-  exit 1
-}
 
 if [ -n "$quickstart" ]; then
   cp "$repository/configs/quickstart-scone.yaml" run.yaml
@@ -27,14 +16,7 @@ if [ -n "$quickstart" ]; then
     # other microbatches too.
     optimizer.warmup_steps=500)
 else
-  awk 'BEGIN {
-    srand(12); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-    for (d = 0; d < 200; ++d) {
-      line = ""
-      for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-      printf "{\"text\": \"%s\"}\n", line
-    }
-  }' >text.jsonl
+  documents 12 200 80 >text.jsonl
   "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
   "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
   cat >run.yaml <<'YAML'

@@ -2,20 +2,9 @@
 # Token files of other trainers become the shards that `scone tokenize` makes of the same text, on any ranks and threads, and
 # damaged ones are refused with nothing half-written: import_tokens_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
-# Debian's own Python has h5py; another python3 may stand before it in PATH.
-python=python3
-"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+find_python
 
-fail() {
-  echo "import_tokens_test: $*"
-  exit 1
-}
 # refuses MESSAGE COMMAND..: exit code 2, MESSAGE on stderr, nothing left in bad/.
 refuses() {
   local message=$1 code=0

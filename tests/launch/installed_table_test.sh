@@ -2,17 +2,9 @@
 # scone::table as another project uses it: the component is installed alone, its headers need nothing else, and the example in docs is
 # configured, built and run with it, outside the repository.
 set -euo pipefail
-build=$(cd "$(dirname "$1")" && pwd)
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+build=$(dirname "$scone")
 make_bundle=$build/tests/scone_tiny_bundle
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-
-fail() {
-  echo "installed_table_test: $*"
-  exit 1
-}
 
 cmake --install "$build" --component table --prefix "$folder/prefix" >install.log || fail "not installed: $(cat install.log)"
 unexpected=$(cd prefix && find . -type f | grep -v -E \

@@ -2,21 +2,10 @@
 # The whole way as a user goes it, small: text -> shards -> f-grams -> training on 1, 2 and 4 ranks, a signal and a resumption ->
 # bake -> evaluation live and baked -> text; every file is inspected, whole and damaged.
 set -euo pipefail
-scone=$1
-docs=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../docs")
-folder=$(mktemp -d)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 job=
 trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
 
-ranks() {
-  mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$@"
-}
-fail() {
-  echo "$*"
-  exit 1
-}
 # refuses MESSAGE COMMAND..: the command must end with exit code 2 and say MESSAGE on stderr.
 refuses() {
   local message=$1 code=0
@@ -26,14 +15,7 @@ refuses() {
     fail "expected exit code 2 and '$message' from: $*"$'\n'"found exit code $code and: $(cat err)"
 }
 
-awk 'BEGIN {
-  srand(11); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 300; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 11 300 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 300 --validation-fraction 0.1
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
 
@@ -52,11 +34,11 @@ YAML
 
 # Per-step losses on 1, 2 and 4 ranks, and on one rank stopped after 20 steps and resumed on two.
 "$scone" train run.yaml run.folder=one
-ranks 2 "$scone" train run.yaml run.folder=two
-ranks 4 "$scone" train run.yaml run.folder=four
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=two
+"$mpirun" -np 4 "$scone" train run.yaml run.folder=four
 "$scone" train run.yaml run.folder=resumed trainer.steps=30
 rm -r resumed/checkpoints/step-00000030
-ranks 2 "$scone" train run.yaml run.folder=resumed
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=resumed
 python3 - <<'PYTHON'
 import json
 def losses(run):
@@ -72,7 +54,7 @@ for run in ("two", "four", "resumed"):
 PYTHON
 
 # SIGTERM: exit code 75 with a checkpoint, and the same command goes on.
-ranks 2 "$scone" train run.yaml run.folder=signal trainer.steps=100000 optimizer.schedule=constant checkpoint.every=0 trainer.eval_every=0 \
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=signal trainer.steps=100000 optimizer.schedule=constant checkpoint.every=0 trainer.eval_every=0 \
   2>signal.log &
 job=$!
 until grep -q '"step":5,' signal/metrics.jsonl 2>/dev/null; do
@@ -86,16 +68,16 @@ wait "$job" || code=$?
 job=
 [ "$code" = 75 ] || fail "expected exit code 75 after SIGTERM, found $code: $(tail -n 80 signal.log)"
 stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(json.load(sys.stdin)["step"])')
-ranks 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant trainer.eval_every=0 "trainer.steps=$((stopped + 2))"
+"$mpirun" -np 2 "$scone" train run.yaml run.folder=signal optimizer.schedule=constant trainer.eval_every=0 "trainer.steps=$((stopped + 2))"
 [ "$(wc -l <signal/metrics.jsonl)" = "$((stopped + 2))" ] || fail "the resumed run did not continue after step $stopped"
 
 # Bake on 2 ranks, and the same loss from the table.
-ranks 2 "$scone" bake one --out bundle
+"$mpirun" -np 2 "$scone" bake one --out bundle
 "$scone" bake one --out bundle-alone
 cmp bundle/table/rows-00000.bin bundle-alone/table/rows-00000.bin
 refuses "exists" "$scone" bake one --out bundle
 "$scone" eval one --data shards/validation --json | tail -n 1 >live.json
-ranks 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
+"$mpirun" -np 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
 python3 - <<'PYTHON'
 import json
 live, baked = json.load(open("live.json")), json.load(open("baked.json"))
@@ -131,9 +113,8 @@ assert abs(sum(coverage["share_by_length"].values()) - coverage["share"]) < 1e-1
 PYTHON
 
 # The reader in docs finds each f-gram that was counted by its id in the bundle, with a row, and no other n-gram.
-python=python3  # Debian's own has h5py and numpy; another may stand before it in PATH
-"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
-PYTHONPATH=$docs "$python" -B - <<'PYTHON'
+find_python
+PYTHONPATH=$repository/docs "$python" -B - <<'PYTHON'
 import h5py, numpy as np
 from read_bundle import FgramTable
 file, table = h5py.File("fgrams.h5"), FgramTable("bundle")

@@ -3,27 +3,9 @@
 # memory of a rank within 10 %, step time printed. Then a run whose data are not there, and bad input.
 #   plan_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-mpirun=$repository/launch/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
-fail() {
-  echo "$*"
-  exit 1
-}
-
-awk 'BEGIN {
-  srand(5); split("the of a model token corpus rank frequent gram table row page vector layer step grid plan node", w, " ")
-  for (d = 0; d < 400; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 18)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 5 400 80 'step grid plan node' >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1 2>/dev/null
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 400 --min-count 5 2>/dev/null
 # Wide, so that the state of a rank is some hundred MB and the program's own memory counts little.

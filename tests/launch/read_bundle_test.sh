@@ -2,20 +2,10 @@
 # docs/read_bundle.py, a reader of bundles in Python, finds what a map of all f-grams finds: ids and rows of n-grams, f-grams and others,
 # in bundles of all types of rows, several row files, ids without f-grams, and indices by starts and by degrees.
 set -euo pipefail
-build=$(cd "$(dirname "$1")" && pwd)
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+build=$(dirname "$scone")
 make_bundle=$build/tests/scone_tiny_bundle
-# Debian's own Python has numpy; another python3 may stand before it in PATH.
-python=python3
-"$python" -c 'import numpy' 2>/dev/null || python=/usr/bin/python3
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-
-fail() {
-  echo "read_bundle_test: $*"
-  exit 1
-}
+find_python
 
 reader=$repository/docs/read_bundle.py
 [ "$(wc -l <"$reader")" -le 100 ] || fail "$reader has more than 100 lines"

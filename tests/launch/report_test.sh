@@ -2,10 +2,8 @@
 # launch/report.py on made-up inputs: its json, its table, every plot in the page, the page as a browser draws it, and
 # missing or damaged inputs.
 set -euo pipefail
-tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-report=$tests/../../launch/report.py
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+report=$repository/launch/report.py
 export PYTHONDONTWRITEBYTECODE=1
 
 mkdir "$folder/run"

@@ -1,36 +1,11 @@
 #!/usr/bin/env bash
 # A run's folder as its user meets it: a second run in it, and names in it that are taken: run_folder_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-mpirun=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../launch" && pwd)/mpirun.sh
-folder=$(mktemp -d)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 job=
 trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
 
-fail() {
-  echo "run_folder_test: $*"
-  exit 1
-}
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  timeout 60 "$@" >out 2>&1 || code=$?
-  if [ "$code" != "$expected" ] || ! grep -qE -- "$text" out; then
-    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-  fi
-}
-
-awk 'BEGIN {
-  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 100; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 13 100 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
 cat >run.yaml <<'YAML'
 data: {train: shards/train}

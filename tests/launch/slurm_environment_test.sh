@@ -1,22 +1,8 @@
 #!/usr/bin/env bash
 # What scone makes of the environment that Slurm gives a job, without a Slurm: slurm_environment_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 for variable in $(compgen -e SLURM_); do unset "$variable"; done
-
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  "$@" >out 2>&1 || code=$?
-  if [ "$code" != "$expected" ] || ! grep -qE -- "$text" out; then
-    echo "slurm_environment_test: $* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-    exit 1
-  fi
-}
 
 for i in $(seq 50); do echo "{\"text\": \"the model of a token $i in the corpus of $i frequent grams\"}"; done >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 280

@@ -2,15 +2,11 @@
 # The sbatch files of launch/slurm in a real Slurm, which this starts and stops: slurm_test.sh SCONE. The runs' ranks are started by
 # srun --mpi=pmix and by mpirun.
 set -euo pipefail
-scone=$(realpath "$1")
-tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-repository=$(cd "$tests/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 . "$tests/slurm_cluster.sh"
 slurm_start || exit $?
-folder=$(mktemp -d)
 trap 'slurm_stop; rm -rf "$folder"' EXIT
-cd "$folder"
-export SCONE=$scone SCONE_REPOSITORY=$repository OMP_NUM_THREADS=1
+export SCONE=$scone SCONE_REPOSITORY=$repository
 
 fail() {
   echo "slurm_test: $*"
@@ -47,14 +43,7 @@ trained() {
 }
 losses_of() { python3 -c 'import json, sys; print(*((m["step"], m["loss"]) for m in map(json.loads, open(sys.argv[1]))))' "$1/metrics.jsonl"; }
 
-awk 'BEGIN {
-  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 200; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 13 200 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5
 cat >run.yaml <<'YAML'

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every source is formatted as clang-format 14 formats it, and no source is over 500 lines.
+# Every source is formatted as clang-format 14 formats it, no source is over 500 lines, and no two headers of the program define
+# types of one name, which would be one and the same to the linker.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 formatter=$(command -v clang-format-14 || true)
@@ -29,5 +30,8 @@ for source in "${sources[@]}"; do
     bad=1
   fi
 done
+twice=$(find parallel model data checkpoint trainer launch -name '*.h' -exec grep -ohE '^(struct|class) \w+ (final )?[:{]' {} + |
+  awk '{ print $2 }' | sort | uniq -d)
+[ -z "$twice" ] || { echo "defined in several headers: $twice"; bad=1; }
 [ $bad = 0 ] || exit 1
-echo "style: ${#sources[@]} sources are formatted, none over 500 lines"
+echo "style: ${#sources[@]} sources are formatted, none over 500 lines, no type of two headers has one name"

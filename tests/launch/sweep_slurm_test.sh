@@ -2,15 +2,11 @@
 # scone sweep in a real Slurm, which this starts and stops: a partition that it refuses, arrays that wait for one another, a task that
 # is sent back into the queue, one that fails and is submitted again. sweep_slurm_test.sh SCONE; ranks by srun and mpirun
 set -euo pipefail
-scone=$(realpath "$1")
-tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-repository=$(cd "$tests/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 . "$tests/slurm_cluster.sh"
 slurm_start || exit $?
-folder=$(mktemp -d)
 trap 'slurm_stop; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 # the node says that it has more cores than there may be
+export OMPI_MCA_mpi_yield_when_idle=1 # the node says that it has more cores than there may be
 
 fail() {
   echo "sweep_slurm_test: $*"
@@ -43,14 +39,7 @@ trained() {  # trained POINT STEPS
   fail "$1 has not done $2 steps within 90 s"
 }
 
-awk 'BEGIN {
-  srand(13); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 200; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 13 200 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1 >/dev/null
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5 >/dev/null 2>&1
 cat >base.yaml <<'YAML'

@@ -3,26 +3,11 @@
 # that fails, bad input, and Slurm's commands (stood in for by scripts that take note of what they are called with).
 # sweep_test.sh SCONE; ranks run under mpirun
 set -euo pipefail
-scone=$1
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-folder=$(mktemp -d)
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 sweep=
 trap '[ -z "$sweep" ] || kill -9 "$sweep" 2>/dev/null; rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 # others may be at work on this machine
+export OMPI_MCA_mpi_yield_when_idle=1 # others may be at work on this machine
 
-fail() {
-  echo "sweep_test: $*"
-  exit 1
-}
-# ends CODE MESSAGE COMMAND..: the exit code must be CODE, and stdout or stderr must match MESSAGE.
-ends() {
-  local expected=$1 message=$2 code=0
-  shift 2
-  timeout 240 "$@" >out 2>&1 || code=$?
-  [ "$code" = "$expected" ] || fail "expected exit code $expected, found $code from: $*"$'\n'"$(cat out)"
-  grep -qE -- "$message" out || fail "expected '$message' from: $*"$'\n'"$(cat out)"
-}
 # waits_for SECONDS COMMAND..: until the command succeeds.
 waits_for() {
   local deadline=$((SECONDS + $1))
@@ -39,14 +24,7 @@ field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.a
 state() { "$scone" sweep status "$1" --json | tail -n 1 |
   python3 -c 'import json, sys; print({p["name"]: p["state"] for p in json.load(sys.stdin)["points"]}[sys.argv[1]])' "$2"; }
 
-awk 'BEGIN {
-  srand(11); split("the of a model token corpus rank frequent gram table row page vector layer", w, " ")
-  for (d = 0; d < 300; ++d) {
-    line = ""
-    for (i = 0; i < 80; ++i) line = line w[1 + int(rand() * rand() * 14)] " "
-    printf "{\"text\": \"%s\"}\n", line
-  }
-}' >text.jsonl
+documents 11 300 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 300 --validation-fraction 0.1 >/dev/null
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 300 --min-count 5 >/dev/null 2>&1
 cat >base.yaml <<'YAML'

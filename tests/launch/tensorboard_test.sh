@@ -2,27 +2,8 @@
 # logging.tensorboard: event files that say what metrics.jsonl says, over kills, resumed steps and damage, read by a reader that shares
 # no code with their writer: tensorboard_test.sh SCONE
 set -euo pipefail
-scone=$(realpath "$1")
-tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-mpirun=$tests/../../launch/mpirun.sh
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
-fail() {
-  echo "tensorboard_test: $*"
-  exit 1
-}
-# ends CODE "TEXT IN OUTPUT" COMMAND..
-ends() {
-  local expected=$1 text=$2 code=0
-  shift 2
-  timeout 60 "$@" >out 2>&1 || code=$?
-  if [ "$code" != "$expected" ] || ! grep -qE -- "$text" out; then
-    fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
-  fi
-}
 compare() { python3 -B "$tests/compare_events.py" "$@" || fail "events of $1: $(ls -l "$1/tensorboard")"; }
 
 for i in $(seq 200); do echo "{\"text\": \"the model of a token $i in the corpus of $i frequent grams and $((i * i)) rows\"}"; done >text.jsonl

@@ -2,19 +2,8 @@
 # scone tokenize as a user runs it: shards that h5py reads, the same bytes whatever the threads, ranks and
 # compression, text that survives, and bad input refused with nothing half-written.
 set -euo pipefail
-scone=$1
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
-export OMP_NUM_THREADS=1
-# Debian's own Python has h5py; another python3 may stand before it in PATH.
-python=python3
-"$python" -c 'import h5py' 2>/dev/null || python=/usr/bin/python3
-
-fail() {
-  echo "tokenize_test: $*"
-  exit 1
-}
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+find_python
 
 # mends MESSAGE COMMAND..: the command must end with exit code 2, say MESSAGE on stderr and leave nothing in bad/.
 mends() {
@@ -92,7 +81,7 @@ with=("$scone" tokenize --tokenizer one/tokenizer.model)
 again=("${with[@]}" --validation-fraction 0.1)
 "${again[@]}" --input text.jsonl.gz --output gz --threads 1 >summary
 grep -q "^all .* 400 " summary || fail "no summary of 400 documents: $(cat summary)"
-mpirun --allow-run-as-root --oversubscribe --bind-to none -np 3 "${again[@]}" --input copy.jsonl --output ranks --threads 3
+"$mpirun" -np 3 "${again[@]}" --input copy.jsonl --output ranks --threads 3
 for other in gz ranks; do diff -r one "$other" || fail "$other differs from one"; done
 if command -v zstd >/dev/null; then
   zstd -q text.jsonl

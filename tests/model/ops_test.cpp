@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
-#include <random>
 #include <tuple>
 
 #include "model/ops/cpu/vector_math.h"

@@ -1,6 +1,5 @@
 #include "reference_model.h"
 
-#include <algorithm>
 #include <cmath>
 #include <numbers>
 

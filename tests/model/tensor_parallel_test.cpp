@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <limits>
 #include <memory>
-#include <mutex>
 
 #include "model_fixture.h"
 

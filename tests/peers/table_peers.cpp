@@ -18,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <unordered_map>
 
 #include "launch/bench_table_data.h"

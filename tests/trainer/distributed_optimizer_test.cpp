@@ -11,8 +11,6 @@
 #include <mutex>
 #include <string>
 
-#include "checkpoint/checkpoint.h"
-
 namespace scone {
 namespace {
 

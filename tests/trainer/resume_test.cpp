@@ -9,8 +9,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "checkpoint/checkpoint.h"
 #include "model/ops/ops.h"
-#include "parallel/error.h"
 #include "tiny_data.h"
 #include "trainer/trainer.h"
 

@@ -17,10 +17,10 @@ class TinyData {
   /// A run of width 16 on it, in the scratch folder: batches of 8 sequences of 32 tokens.
   /// fgram_layers 0: a baseline.
   RunConfig run(const std::string& name, std::int64_t fgram_layers) const;
-  const ScratchFolder& folder() const { return folder_; }
+  const TemporaryFolder& folder() const { return folder_; }
 
  private:
-  ScratchFolder folder_;
+  TemporaryFolder folder_;
 };
 
 }  // namespace scone

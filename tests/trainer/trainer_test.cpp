@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "checkpoint/bake.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/durable_file.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"

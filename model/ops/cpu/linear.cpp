@@ -1,8 +1,6 @@
 #include <algorithm>
-#include <cstring>
 
 #include "model/ops/cpu/element.h"
-#include "model/ops/cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/ops/cpu/linear.cpp"

@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "model/ops/cpu/element.h"
 #include "model/ops/cpu/instruction_set.h"
 #include "model/ops/cpu/packing.h"
 #include "model/ops/cpu/panel_product.h"

@@ -15,8 +15,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "model/ops/cpu/element.h"
-
 // Where instructions exist that multiply bf16: cpu_backend.cpp asks whether the processor has them.
 #undef SCONE_HAS_BF16_WORDS
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3

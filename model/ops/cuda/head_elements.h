@@ -15,9 +15,6 @@ namespace scone::cuda {
 // row at a time: lane l of a group of L holds packs l, l + L, l + 2 L, ... of kPack elements (16
 // bytes, or 1 element where rows are not aligned to that), as fp32.
 
-template <class T>
-constexpr int kElementsOf16Bytes = 16 / static_cast<int>(sizeof(T));
-
 /// Sum over the group of `lanes` lanes, a power of two, that the lane is in. All lanes of the warp
 /// come here.
 __device__ __forceinline__ float group_sum(float value, int lanes) {

@@ -160,13 +160,6 @@ __device__ __forceinline__ T warp_sum(T value) {
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
   return value;
 }
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
-  }
-  return value;
-}
 
 /// Over a block of whole warps, in one dimension.
 template <class T>
@@ -177,14 +170,6 @@ __device__ __forceinline__ T block_sum(T value) {
   if (lane_index() == 0) parts[warp_index()] = value;
   __syncthreads();
   return warp_sum(lane_index() < thread_count() / kWarp ? parts[lane_index()] : T{0});
-}
-__device__ __forceinline__ float block_max(float value) {
-  SCONE_SHARED(float, parts, [kWarp]);
-  value = warp_max(value);
-  __syncthreads();
-  if (lane_index() == 0) parts[warp_index()] = value;
-  __syncthreads();
-  return warp_max(lane_index() < thread_count() / kWarp ? parts[lane_index()] : parts[0]);
 }
 
 }  // namespace scone::cuda

@@ -1,6 +1,4 @@
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "model/ops/cuda/kernel_tools.h"
 #include "model/ops/cuda/optimizer.h"

@@ -1,6 +1,5 @@
 #include <bit>
 #include <cub/cub.cuh>
-#include <stdexcept>
 
 #include "model/ops/cuda/kernel_tools.h"
 #include "model/ops/cuda/rows.h"

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 class FgramTableTest : public ::testing::Test {
  protected:
-  test::TemporaryFolder folder_;
+  TemporaryFolder folder_;
 
   std::string message_of_opening() const {
     try {

@@ -28,7 +28,7 @@ constexpr TableAccess kAll[] = {TableAccess::ram, TableAccess::mmap, TableAccess
 
 class RowSourceTest : public ::testing::Test {
  protected:
-  test::TemporaryFolder folder_;
+  TemporaryFolder folder_;
   std::string fallback_;
 
   TableLayout write(RowType type, std::int64_t width, std::int64_t rows, std::int64_t most_bytes) {

@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <array>
-#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <map>
@@ -22,7 +20,7 @@ using Reference = std::map<std::vector<std::int32_t>, std::int64_t>;
 
 class TableIndexTest : public ::testing::Test {
  protected:
-  test::TemporaryFolder folder_;
+  TemporaryFolder folder_;
   std::filesystem::path path_ = folder_.path() / "index.bin";
 
   TableIndex write_and_read(const TinyFgrams& fgrams) const {

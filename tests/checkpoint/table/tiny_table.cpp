@@ -1,7 +1,5 @@
 #include "tiny_table.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -9,7 +7,6 @@
 #include <random>
 #include <stdexcept>
 #include <unordered_set>
-#include <utility>
 
 #include "checkpoint/table/index_layout.h"
 
@@ -22,17 +19,6 @@ std::uint64_t number_of(std::int64_t prefix, std::int32_t token) {
 }
 
 }  // namespace
-
-TemporaryFolder::TemporaryFolder(std::filesystem::path parent) {
-  if (parent.empty()) parent = std::filesystem::temp_directory_path();
-  std::string name = (parent / "scone-table-XXXXXX").string();
-  if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no folder in " + name);
-  path_ = name;
-}
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code error;
-  std::filesystem::remove_all(path_, error);
-}
 
 std::vector<std::int32_t> TinyFgrams::tokens(std::int64_t id) const {
   std::vector<std::int32_t> result;

@@ -9,20 +9,9 @@
 #include "checkpoint/table/row_source.h"
 #include "checkpoint/table/table_index.h"
 #include "checkpoint/table/table_layout.h"
+#include "temporary_folder.h"
 
 namespace scone::test {
-
-/// A folder that goes with the object, below the system's temporary folder or `parent`.
-class TemporaryFolder {
- public:
-  explicit TemporaryFolder(std::filesystem::path parent = {});
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// Random f-grams in the order of their ids, closed under prefix.
 struct TinyFgrams {

@@ -21,24 +21,8 @@ struct __nv_bfloat16 {
   }
   std::uint16_t bits;
 };
-struct alignas(4) __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
 
 inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return __nv_bfloat16(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return static_cast<float>(x); }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
-  return std::bit_cast<__nv_bfloat16>(bits);
-}
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
-  return {__nv_bfloat16(x), __nv_bfloat16(y)};
-}
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) {
-  return {static_cast<float>(v.x), static_cast<float>(v.y)};
-}
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
-inline float __low2float(__nv_bfloat162 v) { return static_cast<float>(v.x); }
-inline float __high2float(__nv_bfloat162 v) { return static_cast<float>(v.y); }

@@ -6,12 +6,8 @@
 
 #define __global__
 #define __device__
-#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __constant__
-#define __align__(bytes) __attribute__((aligned(bytes)))
-#define __grid_constant__
 // There is no __shared__: SCONE_SHARED and dynamic_shared() of model/ops/cuda/kernel_tools.h serve.
 
 #include "device_functions.h"

@@ -10,6 +10,7 @@
 
 #include "launch/sweep/sweep_config.h"
 #include "parallel/error.h"
+#include "temporary_folder.h"
 
 namespace scone {
 namespace {
@@ -31,16 +32,10 @@ class SweepPointsTest : public testing::Test {
  protected:
   void SetUp() override {
     before_ = std::filesystem::current_path();
-    std::string name = testing::TempDir() + "scone-sweep-XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-    std::filesystem::current_path(folder_);
+    std::filesystem::current_path(folder_.path());
     write("base.yaml", kBase);
   }
-  void TearDown() override {
-    std::filesystem::current_path(before_);
-    std::filesystem::remove_all(folder_);
-  }
+  void TearDown() override { std::filesystem::current_path(before_); }
   static void write(const std::string& name, const std::string& text) {
     std::ofstream(name) << text;
   }
@@ -64,7 +59,8 @@ class SweepPointsTest : public testing::Test {
   }
 
  private:
-  std::filesystem::path before_, folder_;
+  std::filesystem::path before_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(SweepPointsTest, NoAxesAreOnePoint) {
