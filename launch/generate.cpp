@@ -128,6 +128,18 @@ int run_generate(const Arguments& arguments, CommandContext& context) {
       });
   show_prompt();
   if (stream) fmt::print("\n");
+  const std::int64_t context_tokens = model.config.main.context;
+  std::int64_t cut = 0;  // texts that end where the context does
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const std::int64_t made_tokens = std::ssize(made.tokens[i]);
+    cut += made_tokens < options.max_tokens &&
+           std::ssize(prompt_tokens[i]) + made_tokens >= context_tokens;
+  }
+  if (cut > 0)
+    fmt::print(stderr,
+               "note: {} of {} texts ended at the model's context of {} tokens, prompt "
+               "included, before --max-tokens {}\n",
+               cut, prompts.size(), context_tokens, options.max_tokens);
   nlohmann::json sequences = nlohmann::json::array();
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     if (!context.json && !stream)
