@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "data/size_suffix.h"
+#include "launch/option_checks.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "model/ops/profiled_backend.h"
