@@ -128,6 +128,7 @@ int run_generate(const Arguments& arguments, CommandContext& context) {
       });
   show_prompt();
   if (stream) fmt::print("\n");
+  std::fflush(stdout);
   const std::int64_t context_tokens = model.config.main.context;
   std::int64_t cut = 0;  // texts that end where the context does
   for (std::size_t i = 0; i < prompts.size(); ++i) {

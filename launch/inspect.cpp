@@ -339,16 +339,20 @@ FolderContents contents_of(const fs::path& path) {
   std::error_code error;
   auto entry = fs::recursive_directory_iterator(path, error);
   for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
-    const std::string extension = entry->path().extension().string();
-    if (entry->is_directory()) {
-      // ".tmp": what a writer has not finished.
-      const bool whole = is_whole(entry->path());
-      if (whole) found.wholes.push_back(entry->path());
+    const fs::path& each = entry->path();
+    const std::string extension = each.extension().string();
+    std::error_code dangling;  // of a link
+    if (entry->is_directory(dangling)) {
+      // By its name: other programs have a manifest.json too. ".tmp": what is not finished.
+      const bool whole =
+          is_bundle(each) || is_export(each) || is_checkpoint_name(folder_name(each));
+      if (whole) found.wholes.push_back(each);
       if (whole || extension == ".tmp") entry.disable_recursion_pending();
-    } else if ((extension == ".h5" || extension == ".matches") && entry->is_regular_file()) {
-      found.shards.push_back(entry->path());
-    } else if (entry->path().filename() == kShardListName) {
-      found.lists.push_back(entry->path());
+    } else if ((extension == ".h5" || extension == ".matches") &&
+               entry->is_regular_file(dangling)) {
+      found.shards.push_back(each);
+    } else if (each.filename() == kShardListName) {
+      found.lists.push_back(each);
     }
   }
   if (error)

@@ -217,6 +217,9 @@ mkdir -p several/runs
 cp -r converted several/bundle
 cp -r "$checkpoint" several/runs/
 cp -r shards several/
+mkdir several/other
+echo '{}' >several/other/manifest.json
+ln -s nowhere several/dangling.h5
 "$scone" inspect several >out || fail "inspect refused a folder of several things: $(cat out)"
 for kind in "several/bundle: bundle of step 30" "several/runs/step-00000030: checkpoint of step 30" "h5: token shard" \
   "matches: match lengths"; do
