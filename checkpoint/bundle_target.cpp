@@ -14,6 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path folder_path(const fs::path& path) {
+  if (path.empty()) throw InputError("--out: expected the name of a folder, found an empty one");
   const fs::path normal = fs::absolute(path).lexically_normal();
   return normal.filename().empty() ? normal.parent_path() : normal;
 }
@@ -32,13 +33,13 @@ BundleTarget::BundleTarget(const fs::path& out)
 
 void BundleTarget::check(bool overwrite) const {
   if (!fs::exists(bundle)) return;
-  if (!overwrite) {
-    throw InputError(fmt::format(
-        "{}: exists already; give another --out, or --overwrite to replace it", bundle.string()));
-  }
   if (!is_bundle(bundle) && !(fs::is_directory(bundle) && fs::is_empty(bundle))) {
     throw InputError(fmt::format(
         "{}: exists and is no bundle, so it is not replaced; give another --out", bundle.string()));
+  }
+  if (!overwrite) {
+    throw InputError(fmt::format(
+        "{}: exists already; give another --out, or --overwrite to replace it", bundle.string()));
   }
 }
 

@@ -6,6 +6,7 @@ namespace scone {
 
 /// Where a bundle is made: in the folder "<out>.tmp", which becomes `bundle` when it is complete.
 struct BundleTarget {
+  /// Throws InputError for an empty name.
   explicit BundleTarget(const std::filesystem::path& out);
   std::filesystem::path bundle, temporary;
   std::filesystem::path aside;  // what is replaced, for a moment

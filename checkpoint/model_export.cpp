@@ -107,6 +107,7 @@ void add_set(const fs::path& path, std::vector<ParameterSpec> specs,
 
 ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   ExportResult result;
+  if (folder.empty()) throw InputError("--out: expected the name of a folder, found an empty one");
   if (fs::exists(folder)) {
     throw InputError(fmt::format("{}: exists already; give another --out", folder.string()));
   }
@@ -191,6 +192,11 @@ std::vector<std::string> export_problems(const fs::path& folder) {
 
 fs::path import_model(const fs::path& exported, const fs::path& run) {
   const fs::path config_path = exported / kConfigFile;
+  if (run.empty()) throw InputError("--out: expected the name of a folder, found an empty one");
+  if (!fs::exists(config_path)) {
+    throw InputError(fmt::format("{}: expected a folder of `scone export`, found no {} in it",
+                                 exported.string(), kConfigFile));
+  }
   const nlohmann::json json = read_json_file(config_path);
   const fs::path checkpoints = run / "checkpoints";
   CheckpointManifest manifest;
@@ -236,6 +242,12 @@ fs::path import_model(const fs::path& exported, const fs::path& run) {
     }
   } catch (const nlohmann::json::exception& error) {
     throw InputError(fmt::format("{}: {}", config_path.string(), error.what()));
+  }
+  std::error_code error;
+  fs::create_directories(checkpoints, error);
+  if (error) {
+    throw InputError(fmt::format("--out {}: {} cannot be made: {}; give another one", run.string(),
+                                 checkpoints.string(), error.message()));
   }
   return write_checkpoint(checkpoints, manifest, tensors, 0);
 }

@@ -107,8 +107,8 @@ FgramFile::FgramFile(const std::filesystem::path& path, std::int64_t wanted) : m
   const std::int64_t size = header_.size;
   if (wanted < 0 || wanted > size) {
     throw InputError(fmt::format(
-        "{}: the first {} f-grams were asked for, it holds {}; lower fgrams.size or make a larger "
-        "file",
+        "{}: the first {} f-grams were asked for, it holds {}; lower fgrams.size (--size, "
+        "--fgrams-size), or make a larger file",
         path.string(), wanted, size));
   }
   const std::string checksum = file.string_attribute("checksum");

@@ -56,6 +56,15 @@ void check_format(const Hdf5File& file, const std::filesystem::path& path) {
                   path.string(), format_version));
 }
 
+Hdf5File open_annotation(const std::filesystem::path& path) {
+  try {
+    return Hdf5File::open(path);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}; remove it, or make it again with `scone fgrams --annotate`",
+                                 error.what()));
+  }
+}
+
 /// Where the lengths lie in the file's mapping.
 const std::byte* mapped_lengths(const Hdf5File& file, const MappedFile& mapping,
                                 const std::filesystem::path& path, std::int64_t tokens) {
@@ -185,7 +194,7 @@ MatchAnnotations::MatchAnnotations(const TokenCorpus& corpus, const FgramMatcher
     begin += info.tokens;
     std::error_code error;
     if (info.tokens == 0 || !std::filesystem::exists(shard.path, error)) continue;
-    const Hdf5File file = Hdf5File::open(shard.path);
+    const Hdf5File file = open_annotation(shard.path);
     check_format(file, shard.path);
     if (fingerprint.empty()) fingerprint = matcher.fingerprint();
     if (file.string_attribute("fgrams_fingerprint") != fingerprint ||

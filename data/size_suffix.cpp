@@ -64,4 +64,12 @@ std::int64_t parse_size(std::string_view text) {
   return static_cast<std::int64_t>(product / divisor);
 }
 
+std::int64_t parse_size_option(std::string_view option, std::string_view text) {
+  try {
+    return parse_size(text);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", option, error.what()));
+  }
+}
+
 }  // namespace scone

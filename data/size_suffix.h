@@ -9,5 +9,7 @@ namespace scone {
 /// Ti (powers of 1024). A decimal fraction is taken where the product is whole: "1.5M". Throws
 /// InputError that quotes the text.
 std::int64_t parse_size(std::string_view text);
+/// The value of an option, which InputError names too.
+std::int64_t parse_size_option(std::string_view option, std::string_view text);
 
 }  // namespace scone

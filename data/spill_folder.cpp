@@ -41,6 +41,12 @@ int try_lock(const fs::path& folder) {
   return -1;
 }
 
+/// Whether the folder is empty or a run's own: it is locked before anything else is put into it.
+bool may_be_ours(const fs::path& folder) {
+  std::error_code error;
+  return fs::is_empty(folder, error) || fs::exists(folder / lock_name, error);
+}
+
 }  // namespace
 
 SpillFile SpillFile::create(const fs::path& path, bool named) {
@@ -128,6 +134,12 @@ SpillFolder::SpillFolder(const fs::path& folder, int rank, int ranks)
         "{}: the folder for temporary data cannot be created: {}; give --spill another one",
         path_.string(), error ? error.message() : "not a folder"));
   }
+  if (!may_be_ours(path_)) {
+    throw InputError(
+        fmt::format("{}: holds files that are not of scone fgrams, which would remove them with "
+                    "its temporary data; give --spill another folder",
+                    path_.string()));
+  }
   lock_ = try_lock(path_);
   if (lock_ < 0) {
     throw InputError(
@@ -139,6 +151,7 @@ SpillFolder::SpillFolder(const fs::path& folder, int rank, int ranks)
   for (const auto& entry : fs::directory_iterator(folder_, error)) {
     const std::string name = entry.path().filename();
     if (name.rfind("rank-", 0) != 0 || std::atoi(name.c_str() + 5) < ranks) continue;
+    if (!may_be_ours(entry.path())) continue;
     const int other = try_lock(entry.path());
     if (other < 0) continue;
     fs::remove_all(entry.path(), error);
@@ -150,7 +163,8 @@ SpillFolder::~SpillFolder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
   ::close(lock_);
-  fs::remove(folder_, ignored);  // succeeds for the last rank, whose folder was the last in it
+  // Succeeds for the last rank, whose folder was the last in it. A link is its user's.
+  if (!fs::is_symlink(folder_, ignored)) fs::remove(folder_, ignored);
 }
 
 void SpillFolder::keep_only(std::span<const std::string> names) {

@@ -46,8 +46,8 @@ class SpillFile {
 class SpillFolder {
  public:
   /// Creates FOLDER and FOLDER/rank-N where they are missing, and removes folders of ranks >= ranks
-  /// that no living process holds. Throws InputError: it cannot be created, or another run holds
-  /// it.
+  /// that no living process holds. Throws InputError: it cannot be created, another run holds it,
+  /// or it holds files of something else.
   SpillFolder(const std::filesystem::path& folder, int rank, int ranks);
   ~SpillFolder();
   SpillFolder(const SpillFolder&) = delete;

@@ -137,6 +137,13 @@ std::vector<std::filesystem::path> shard_files(const std::vector<std::filesystem
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {
       std::size_t found = 0;
+      if (!std::filesystem::exists(path / kShardListName, error) &&
+          std::filesystem::exists(path / "train" / kShardListName, error)) {
+        throw InputError(fmt::format(
+            "{}: expected a folder of token shards, found one with a folder of them for training "
+            "and one for validation; give {} or {}",
+            path.string(), (path / "train").string(), (path / "validation").string()));
+      }
       for (const auto& entry : std::filesystem::directory_iterator(path)) {
         if (entry.path().extension() != ".h5") continue;
         files.insert(std::filesystem::weakly_canonical(entry.path()));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <limits>
 #include <stdexcept>
 #include <string_view>
 #include <system_error>
@@ -233,6 +234,10 @@ void train_tokenizer(const std::function<bool(std::string&)>& next_document,
         "--train-tokenizer: expected a size of at least {} (256 bytes, 5 special pieces and some "
         "characters), found {}; give a larger size",
         kSmallestVocabulary, vocabulary_size));
+  }
+  if (vocabulary_size > std::numeric_limits<std::int32_t>::max()) {
+    throw InputError(fmt::format("--train-tokenizer: expected a size of at most {}, found {}",
+                                 std::numeric_limits<std::int32_t>::max(), vocabulary_size));
   }
   WholeFile file(model_file);
   LineSample sample;

@@ -9,6 +9,7 @@
 #include "data/size_suffix.h"
 #include "launch/command.h"
 #include "launch/inference_options.h"
+#include "launch/option_checks.h"
 #include "launch/progress_line.h"
 
 namespace scone {
@@ -21,8 +22,8 @@ struct Arguments {
 
 int run_bake(Arguments& arguments, CommandContext& context) {
   arguments.options.type = row_type_of(arguments.type);
-  arguments.options.vocabulary_size = parse_size(arguments.fgrams_size);
-  arguments.options.file_bytes = parse_size(arguments.file_size);
+  arguments.options.vocabulary_size = parse_size_option("--fgrams-size", arguments.fgrams_size);
+  arguments.options.file_bytes = parse_size_option("--file-size", arguments.file_size);
   const ComputeDevice device = open_inference_device(arguments.device, context.world);
   ProgressLine line("bake", context.world.size());
   BakeProgressReport report;
@@ -93,7 +94,7 @@ void add_bake(CLI::App& app, Action& action) {
   command
       ->add_option("--block-nodes", options.block_nodes,
                    "F-grams evaluated at a time on each rank; bounds the memory")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command
       ->add_option("--file-size", arguments->file_size,

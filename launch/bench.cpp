@@ -12,6 +12,7 @@
 #include "launch/bench_step.h"
 #include "launch/bench_table.h"
 #include "launch/command.h"
+#include "launch/option_checks.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -78,7 +79,7 @@ void add_bench(CLI::App& app, Action& action) {
       ->delimiter(',')
       ->capture_default_str();
   parallel->add_option("--rounds", arguments->rounds, "Steps of each, in turns")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   parallel->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_parallel(*arguments, context); };

@@ -14,6 +14,7 @@
 #include "data/size_suffix.h"
 #include "launch/bench_data.h"
 #include "launch/inference_options.h"
+#include "launch/option_checks.h"
 #include "model/main_model.h"
 #include "model/ops/ops.h"
 #include "model/transformer.h"
@@ -99,8 +100,10 @@ double run_peer(const Arguments& arguments, const FgramVocabulary& vocabulary, s
 int run_bench_bake(const Arguments& arguments, CommandContext& context) {
   if (context.world.size() > 1)
     throw InputError("bench bake: runs on one rank; OMP_NUM_THREADS gives it threads");
-  const FgramVocabulary vocabulary(arguments.vocabulary, parse_size(arguments.size));
-  const std::int64_t alone = std::min(parse_size(arguments.alone), vocabulary.size());
+  const FgramVocabulary vocabulary(arguments.vocabulary,
+                                   parse_size_option("--size", arguments.size));
+  const std::int64_t alone =
+      std::min(parse_size_option("--alone-size", arguments.alone), vocabulary.size());
   const ComputeDevice device = open_inference_device(arguments.device, context.world);
   const ModelConfig config = config_of(arguments, vocabulary);
   validate(config.fgram, "model.fgram");
@@ -165,7 +168,7 @@ void add_bench_bake(CLI::App& bench, Action& action) {
   command->add_option("--layers", arguments->layers, "Of the f-gram model")->capture_default_str();
   command->add_option("--heads", arguments->heads, "Of the model")->capture_default_str();
   command->add_option("--block-nodes", arguments->block_nodes, "As of scone bake")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--dtype", arguments->type, "Of the rows")->capture_default_str();
   command->add_option("--peer", arguments->peer,
@@ -173,7 +176,7 @@ void add_bench_bake(CLI::App& bench, Action& action) {
   command->add_option("--folder", arguments->folder, "Where the tables are written")
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "Of each, in turns")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   add_device_option(*command, arguments->device);
   command->callback([arguments, &action] {

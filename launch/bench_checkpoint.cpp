@@ -17,7 +17,9 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
+#include "checkpoint/table/memory_region.h"
 #include "data/size_suffix.h"
+#include "launch/option_checks.h"
 #include "model/parameter.h"
 #include "parallel/error.h"
 
@@ -177,8 +179,17 @@ void run_round(const fs::path& folder, std::int64_t step, std::int64_t bytes,
 
 int run_bench(const Arguments& arguments, CommandContext& context) {
   Communicator& world = context.world;
+  const std::int64_t size = parse_size_option("--size", arguments.size);
+  // A save while training goes on copies it.
+  const double needed = 2.0 * static_cast<double>(size) / world.size();
+  if (const auto available = static_cast<double>(available_memory()); needed > available) {
+    throw InputError(
+        fmt::format("--size {}: a rank takes {:.1f} GB of memory, and {:.1f} GB are available; "
+                    "give a smaller size, or more ranks on other nodes",
+                    arguments.size, needed / 1e9, available / 1e9));
+  }
   const BenchFolder folder(arguments.folder, world);
-  const auto slices = make_slices(parse_size(arguments.size), world);
+  const auto slices = make_slices(size, world);
   std::int64_t bytes = 0;
   for (const TensorSlice& slice : slices) bytes += static_cast<std::int64_t>(slice.values.bytes());
   bytes = world.all_reduce_value(bytes, ReduceOp::sum);
@@ -233,7 +244,7 @@ void add_bench_checkpoint(CLI::App& bench, Action& action) {
   command->add_option("--size", arguments->size, "Bytes of a checkpoint over all ranks (1G, 4G)")
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "Rounds after the one that warms up")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_bench(*arguments, context); };

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 
+#include "launch/option_checks.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -89,7 +90,7 @@ void add_bench_data(CLI::App& bench, Action& action) {
   data->add_option("--min-count", options->min_count, "Least number of occurrences")
       ->capture_default_str();
   data->add_option("--rounds", options->rounds, "Rounds of each measurement, in turns")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   data->add_option("--folder", options->folder, "For temporary files (default: the system's)");
   data->callback([options, chosen, &action] {

@@ -135,7 +135,7 @@ std::vector<std::int64_t> count_ours(const TokenCorpus& corpus, const BenchDataO
                                      std::int64_t* spilled = nullptr) {
   NgramCounterOptions counting{options.max_length,
                                options.min_count,
-                               parse_size(options.memory),
+                               parse_size_option("--memory", options.memory),
                                private_memory_bytes(),
                                {}};
   counting.progress = [&](const NgramProgress& progress) {

@@ -49,12 +49,13 @@ nlohmann::json bench_matching(const BenchDataOptions& options, CommandContext& c
   const BenchFolder folder(options.folder);
   const Sample sample = sample_of(corpus);
   std::int64_t largest = 0;
-  for (const std::string& size : options.fgrams) largest = std::max(largest, parse_size(size));
+  for (const std::string& size : options.fgrams)
+    largest = std::max(largest, parse_size_option("--fgrams", size));
   FgramBuildOptions building;
   building.size = largest;
   building.max_length = options.max_length;
   building.min_count = 1;  // so that a small corpus has many
-  building.memory_bytes = parse_size(options.memory);
+  building.memory_bytes = parse_size_option("--memory", options.memory);
   building.program_bytes = private_memory_bytes();
   const auto path = folder.path() / "fgrams.h5";
   const std::int64_t built = build_fgram_vocabulary(context.world, corpus, building, path).size;
@@ -67,7 +68,7 @@ nlohmann::json bench_matching(const BenchDataOptions& options, CommandContext& c
   std::vector<std::int64_t> ids(sample.tokens.size());
   std::vector<std::uint8_t> lengths(sample.tokens.size());
   for (const std::string& size : options.fgrams) {
-    const FgramVocabulary vocabulary(path, std::min(built, parse_size(size)));
+    const FgramVocabulary vocabulary(path, std::min(built, parse_size_option("--fgrams", size)));
     std::vector<double> live, known;
     for (int round = 0; round < options.rounds; ++round) {
       const auto each = [&](const auto& match) {

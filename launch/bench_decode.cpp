@@ -16,6 +16,7 @@
 #include "data/size_suffix.h"
 #include "launch/bench_data.h"
 #include "launch/decode_text.h"
+#include "launch/option_checks.h"
 #include "model/main_model.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
@@ -230,7 +231,7 @@ int run_decode(const Arguments& arguments, CommandContext& context) {
     throw InputError(fmt::format("--prompt {} and --tokens {}: more than the context {} of {}",
                                  arguments.prompt, arguments.tokens, config.main.context,
                                  arguments.shape));
-  const std::int64_t rows = parse_size(arguments.rows);
+  const std::int64_t rows = parse_size_option("--rows", arguments.rows);
   const BenchFolder folder(arguments.folder);
   FgramText fgrams(config.vocabulary_size, rows, arguments.max_length, 1);
   const TableLayout layout = make_table_layout(row_type_of(arguments.dtype), config.main.width,
@@ -240,8 +241,9 @@ int run_decode(const Arguments& arguments, CommandContext& context) {
   bench.add({"main model alone", nullptr});
   for (const std::string& name : arguments.access) {
     auto table = std::make_unique<FgramTable>(
-        folder.path(), RowSourceOptions{.access = table_access_of(name),
-                                        .cache_bytes = parse_size(arguments.cache)});
+        folder.path(),
+        RowSourceOptions{.access = table_access_of(name),
+                         .cache_bytes = parse_size_option("--cache", arguments.cache)});
     if (!table->fallback().empty())
       throw InputError(
           fmt::format("--access {}: {}; leave it out, or give --folder on another "
@@ -292,7 +294,7 @@ void add_bench_decode(CLI::App& bench, Action& action) {
   command->add_option("--shape", arguments->shape, "tiny, small, gpt2-124m")->capture_default_str();
   command->add_option("--batch", arguments->batches, "Sequences decoded together")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--access", arguments->access, "How rows are read")
       ->delimiter(',')
@@ -308,13 +310,13 @@ void add_bench_decode(CLI::App& bench, Action& action) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   command->add_option("--prompt", arguments->prompt, "Tokens before those that are timed")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--tokens", arguments->tokens, "Timed tokens of each sequence and round")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "After one that warms up; medians are printed")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--folder", arguments->folder, "For the table; default: the system's");
   command->callback([arguments, &action] {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "data/size_suffix.h"
+#include "launch/option_checks.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "model/ops/profiled_backend.h"
@@ -269,15 +270,15 @@ RunConfig run_of(const Arguments& arguments) {
          Recomputes{{"none", Recompute::none},
                     {"attention", Recompute::attention},
                     {"block", Recompute::block}});
-  run.trainer.batch_tokens = parse_size(arguments.batch_tokens);
-  run.trainer.microbatch_tokens = parse_size(arguments.microbatch_tokens);
+  run.trainer.batch_tokens = parse_size_option("--batch-tokens", arguments.batch_tokens);
+  run.trainer.microbatch_tokens =
+      parse_size_option("--microbatch-tokens", arguments.microbatch_tokens);
   return run;
 }
 
 int run_step(const Arguments& arguments, CommandContext& context) {
   if (context.world.size() > 1)
     throw InputError("bench step measures one rank; run it without mpirun, or use bench parallel");
-  if (arguments.rounds < 1) throw InputError("--rounds: expected at least 1");
   const RunConfig run = run_of(arguments);
   std::vector<NamedShape> shapes;
   for (const std::string& name : arguments.shapes) {
@@ -363,14 +364,20 @@ void add_bench_step(CLI::App& bench, Action& action) {
   command
       ->add_option("--nodes-per-token", arguments->nodes_per_token,
                    "Distinct f-gram prefixes in a batch over its tokens, with an f-gram model")
+      ->check(CLI::Range(0.0, 5.0))
       ->capture_default_str();
-  command->add_option("--context", arguments->context, "Sequence length in place of the shape's");
-  command->add_option("--width", arguments->width,
-                      "Width in place of the shape's, with heads of the same width");
-  command->add_option("--layers", arguments->layers, "Main model's layers in place of the shape's");
+  command->add_option("--context", arguments->context, "Sequence length in place of the shape's")
+      ->check(at_least(1));
+  command
+      ->add_option("--width", arguments->width,
+                   "Width in place of the shape's, with heads of the same width")
+      ->check(at_least(1));
+  command->add_option("--layers", arguments->layers, "Main model's layers in place of the shape's")
+      ->check(at_least(1));
   command->add_flag("--profile", arguments->profile,
                     "Time each operation, waiting for each, and print a table");
   command->add_option("--rounds", arguments->rounds, "Steps after two that warm up")
+      ->check(at_least(1))
       ->capture_default_str();
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_step(*arguments, context); };

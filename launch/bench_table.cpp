@@ -23,6 +23,7 @@
 #include "data/token_corpus.h"
 #include "launch/bench_data.h"
 #include "launch/bench_table_data.h"
+#include "launch/option_checks.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -240,10 +241,11 @@ void print_and_store(const CommandContext& context, const Arguments& arguments,
 
 int run_bench_table(const Arguments& arguments, CommandContext& context) {
   if (context.world.size() > 1) throw InputError("bench table: runs on one rank");
-  const FgramVocabulary vocabulary(arguments.vocabulary, parse_size(arguments.size));
-  const std::int64_t count = parse_size(arguments.lookups);
-  const auto cold_count =
-      static_cast<std::size_t>(std::min(parse_size(arguments.cold_lookups), count));
+  const FgramVocabulary vocabulary(arguments.vocabulary,
+                                   parse_size_option("--size", arguments.size));
+  const std::int64_t count = parse_size_option("--lookups", arguments.lookups);
+  const auto cold_count = static_cast<std::size_t>(
+      std::min(parse_size_option("--cold-lookups", arguments.cold_lookups), count));
   const NgramList lookups = draw_lookups(vocabulary, TokenCorpus({arguments.data}), count);
   std::vector<std::int64_t> expected;
   for (std::size_t i = 0; i < lookups.size(); ++i) {
@@ -366,17 +368,19 @@ void add_bench_table(CLI::App& bench, Action& action) {
   command->add_option("--cold-lookups", arguments->cold_lookups, "Of a cold pass, and of direct")
       ->capture_default_str();
   command->add_option("--batches", arguments->batches, "Look-ups at a time")
+      ->check(at_least(1))
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--peers", arguments->peers,
                       "Program of the other stores (build the target scone_table_peers)");
   command->add_option("--stores", arguments->stores, "Of them")
+      ->check(CLI::IsMember({"lmdb", "rocksdb", "hash"}))
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--folder", arguments->folder, "Where the tables are made")
       ->capture_default_str();
   command->add_option("--rounds", arguments->rounds, "Of each, in turns")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_bench_table(*arguments, context); };

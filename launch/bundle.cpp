@@ -133,7 +133,7 @@ nlohmann::json json_of(const Bundle& bundle, const TableStatistics& statistics) 
 /// Collective.
 std::unique_ptr<FgramCoverage> coverage_of(const Bundle& bundle, const StatArguments& arguments,
                                            Communicator& world) {
-  const std::int64_t tokens = parse_size(arguments.tokens);
+  const std::int64_t tokens = parse_size_option("--tokens", arguments.tokens);
   if (arguments.data.empty()) {
     if (tokens > 0) throw InputError("--tokens: goes with --data, of which it takes the first");
     return nullptr;
@@ -179,8 +179,8 @@ int run_convert(ConvertArguments& arguments, CommandContext& context) {
   if (!context.is_root()) return 0;
   ConvertOptions& options = arguments.options;
   if (!arguments.type.empty()) options.type = row_type_of(arguments.type);
-  options.rows = parse_size(arguments.size);
-  options.file_bytes = parse_size(arguments.file_size);
+  options.rows = parse_size_option("--size", arguments.size);
+  options.file_bytes = parse_size_option("--file-size", arguments.file_size);
   ProgressLine line("convert", 1);
   const ConvertResult result =
       convert_bundle(options, [&](const BakeProgress& progress) { line(progress); });

@@ -18,6 +18,8 @@ struct CommandContext {
   bool json = false;        // --json: one JSON object on stdout as the last line, from rank 0
   std::string result_file;  // --result: the same object as a file, whole or not at all; empty: none
   bool is_root() const { return world.rank() == 0; }
+  /// Before any work: throws InputError where the result could not be written to `result_file`.
+  void check_result_file() const;
   /// Prints `result` as the last line where --json was given, and writes it where --result was
   /// (rank 0 only). Throws InputError where it cannot be written.
   void print_result(const nlohmann::json& result) const;

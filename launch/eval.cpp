@@ -33,6 +33,7 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
   const TokenCorpus corpus({arguments.data.begin(), arguments.data.end()});
   LoadedModel model = load_model(arguments.path, device.backend, arguments.microbatch_sequences,
                                  arguments.fgrams, *device.world, arguments.table.options());
+  arguments.table.check_use(model);
   const std::int64_t length =
       arguments.sequence_length > 0 ? arguments.sequence_length : model.sequence_length;
   if (length > model.config.main.context)
@@ -50,7 +51,7 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                model.config.main.width, token_bytes,
                {.sequence_length = length,
                 .microbatch_sequences = arguments.microbatch_sequences,
-                .tokens = parse_size(arguments.tokens),
+                .tokens = parse_size_option("--tokens", arguments.tokens),
                 .attention_across_documents = model.attention_across_documents},
                *device.world, model.grids->main);
   const char* rows = !model.source ? "none" : model.kind == "bundle" ? "table" : "live";
@@ -74,7 +75,7 @@ int run_eval(const Arguments& arguments, CommandContext& context) {
                         {"kind", model.kind},
                         {"path", model.path.string()},
                         {"data", arguments.data},
-                        {"most_tokens", parse_size(arguments.tokens)},
+                        {"most_tokens", parse_size_option("--tokens", arguments.tokens)},
                         {"step", model.step},
                         {"seconds", result.seconds}});
   return 0;
@@ -100,7 +101,7 @@ void add_eval(CLI::App& app, Action& action) {
   command
       ->add_option("--microbatch-sequences", arguments->microbatch_sequences,
                    "Sequences computed at once")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(std::int64_t{1}, most_lookup_sequences))
       ->capture_default_str();
   command->callback([arguments, &action] {
     action = [arguments](CommandContext& context) { return run_eval(*arguments, context); };

@@ -157,8 +157,8 @@ void print_summary(const FgramBuildResult& built, const FgramCoverage& coverage)
 nlohmann::json build(const FgramsArguments& arguments, const TokenCorpus& corpus,
                      std::int64_t program_bytes, CommandContext& context, FgramBuildResult& built) {
   FgramBuildOptions options;
-  options.size = parse_size(arguments.size);
-  options.memory_bytes = parse_size(arguments.memory);
+  options.size = parse_size_option("--size", arguments.size);
+  options.memory_bytes = parse_size_option("--memory", arguments.memory);
   options.program_bytes = program_bytes;
   options.max_length = arguments.max_length;
   options.min_count = arguments.min_count;
@@ -184,7 +184,8 @@ void report(const FgramsArguments& arguments, const TokenCorpus& corpus,
             const FgramVocabulary& vocabulary, const FgramCoverage& coverage,
             nlohmann::json& result) {
   std::vector<std::int64_t> batches;
-  for (const std::string& tokens : arguments.batch_tokens) batches.push_back(parse_size(tokens));
+  for (const std::string& tokens : arguments.batch_tokens)
+    batches.push_back(parse_size_option("--batch-tokens", tokens));
   result["sharing"] = report_sharing(corpus, vocabulary, coverage, batches);
   result["cutoffs"] = report_cutoffs(vocabulary);
   result["examples"] = report_examples(corpus, vocabulary);
@@ -214,8 +215,12 @@ int run_fgrams(const FgramsArguments& arguments, CommandContext& context) {
   }
   if (!arguments.vocabulary.empty() && !arguments.output.empty())
     throw InputError("scone fgrams: --vocabulary FILE is not counted anew; leave --output out");
-  for (const std::string& tokens : arguments.batch_tokens) parse_size(tokens);
-  const std::int64_t size = arguments.size.empty() ? 0 : parse_size(arguments.size);
+  for (const std::string& tokens : arguments.batch_tokens) {
+    if (parse_size_option("--batch-tokens", tokens) < 1)
+      throw InputError("--batch-tokens: expected at least 1, found 0");
+  }
+  const std::int64_t size =
+      arguments.size.empty() ? 0 : parse_size_option("--size", arguments.size);
   if (context.is_root()) {
     if (arguments.vocabulary.empty()) check_output(arguments.output);
     if (arguments.report) require_gnuplot();

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -9,6 +10,7 @@
 #include "data/tokenizer.h"
 #include "launch/command.h"
 #include "launch/inference_options.h"
+#include "launch/option_checks.h"
 #include "parallel/error.h"
 #include "trainer/generation.h"
 #include "trainer/loaded_model.h"
@@ -57,7 +59,7 @@ std::vector<std::string> read_prompts(const Arguments& arguments) {
   std::vector<std::string> prompts = arguments.prompts;
   if (!arguments.prompt_file.empty()) {
     std::ifstream file(arguments.prompt_file);
-    if (!file)
+    if (!file || std::filesystem::is_directory(arguments.prompt_file))
       throw InputError(fmt::format("{}: cannot be read; expected a text file with a prompt a line",
                                    arguments.prompt_file));
     for (std::string line; std::getline(file, line);) {
@@ -97,6 +99,7 @@ int run_generate(const Arguments& arguments, CommandContext& context) {
   const ComputeDevice device = open_inference_device(arguments.device, *self);
   LoadedModel model =
       load_model(arguments.path, device.backend, 1, {}, *device.world, arguments.table.options());
+  arguments.table.check_use(model);
   const auto tokenizer = load_tokenizer(model.tokenizer_path);
   if (tokenizer->fingerprint() != model.tokenizer_fingerprint)
     throw InputError(
@@ -125,6 +128,19 @@ int run_generate(const Arguments& arguments, CommandContext& context) {
       });
   show_prompt();
   if (stream) fmt::print("\n");
+  std::fflush(stdout);
+  const std::int64_t context_tokens = model.config.main.context;
+  std::int64_t cut = 0;  // texts that end where the context does
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const std::int64_t made_tokens = std::ssize(made.tokens[i]);
+    cut += made_tokens < options.max_tokens &&
+           std::ssize(prompt_tokens[i]) + made_tokens >= context_tokens;
+  }
+  if (cut > 0)
+    fmt::print(stderr,
+               "note: {} of {} texts ended at the model's context of {} tokens, prompt "
+               "included, before --max-tokens {}\n",
+               cut, prompts.size(), context_tokens, options.max_tokens);
   nlohmann::json sequences = nlohmann::json::array();
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     if (!context.json && !stream)
@@ -155,15 +171,15 @@ void add_generate(CLI::App& app, Action& action) {
   command->add_option("--prompt-file", arguments->prompt_file, "Prompts, one a line");
   GenerationOptions& generation = arguments->generation;
   command->add_option("--max-tokens", generation.max_tokens, "Most new tokens of each text")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command->add_option("--batch", generation.batch, "Most texts generated together")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command
       ->add_option("--prefill-chunk", generation.prefill_chunk,
                    "Tokens of prompts computed at a time")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   SamplingOptions& sampling = generation.sampling;
   command->add_option("--temperature", sampling.temperature, "0: always the most probable token")

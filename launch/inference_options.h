@@ -2,10 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <vector>
 
 #include "checkpoint/table/row_source.h"
 #include "parallel/communicator.h"
 #include "trainer/compute_device.h"
+#include "trainer/loaded_model.h"
 
 namespace scone {
 
@@ -19,8 +21,11 @@ ComputeDevice open_inference_device(const std::string& device, Communicator& wor
 struct TableArguments {
   std::string access = "mmap", cache = "64Mi";
   int queue_depth = RowSourceOptions{}.queue_depth;
+  std::vector<const CLI::Option*> on_command_line;  // where their counts stand
   /// Throws InputError.
   RowSourceOptions options() const;
+  /// Throws InputError where one was given for a checkpoint, which has no table.
+  void check_use(const LoadedModel& model) const;
 };
 /// --table-access, --table-cache, --table-queue-depth.
 void add_table_options(CLI::App& command, TableArguments& arguments);

@@ -238,6 +238,7 @@ void inspect_bundle(const fs::path& path, Report& report) {
     throw InputError(fmt::format("damaged bundle: {}", fmt::join(problems, "; ")));
   }
   const Bundle bundle = open_bundle(path);
+  const auto begin = std::ssize(report.lines);
   inspect_safetensors(path / "model.safetensors", report);
   report.json["kind"] = "bundle";
   report.json["step"] = bundle.description.at("step");
@@ -247,7 +248,7 @@ void inspect_bundle(const fs::path& path, Report& report) {
     table = fmt::format("f-gram table of {} rows of width {} in {}", bundle.table->rows(),
                         bundle.table->width(), name_of(bundle.table->layout().type));
   }
-  report.lines.insert(report.lines.begin(),
+  report.lines.insert(report.lines.begin() + begin,
                       fmt::format("{}: bundle of step {}, {}; checksums verified", path.string(),
                                   bundle.description.at("step").dump(), table));
 }
@@ -308,24 +309,65 @@ void inspect_hdf5(const fs::path& path, Report& report) {
   }
 }
 
-/// A run's folder, a folder of checkpoints, or one of token shards (with their split's folders).
-void inspect_folder(const fs::path& path, Report& report) {
-  const fs::path checkpoints = fs::is_directory(path / "checkpoints") ? path / "checkpoints" : path;
-  std::vector<fs::path> steps, shards, lists;
-  for (const auto& entry : fs::directory_iterator(checkpoints)) {
-    const std::string name = entry.path().filename().string();
-    if (entry.is_directory() && is_checkpoint_name(name)) steps.push_back(entry.path());
-  }
-  for (const auto& entry : fs::recursive_directory_iterator(path)) {
-    if (entry.path().extension() == ".h5" && entry.is_regular_file()) {
-      shards.push_back(entry.path());
-    } else if (entry.path().filename() == kShardListName) {
-      lists.push_back(entry.path());
+/// "step-00000010" of "step-00000010/" too.
+std::string folder_name(const fs::path& path) {
+  const fs::path normal = path.lexically_normal();
+  return (normal.filename().empty() ? normal.parent_path() : normal).filename().string();
+}
+
+/// A bundle, an export or a checkpoint, which are verified as a whole.
+bool is_whole(const fs::path& folder) {
+  return is_bundle(folder) || is_export(folder) || is_checkpoint(folder) ||
+         is_checkpoint_name(folder_name(folder));
+}
+
+void inspect_whole(const fs::path& folder, Report& report) {
+  if (is_bundle(folder)) return inspect_bundle(folder, report);
+  if (is_export(folder)) return inspect_export(folder, report);
+  inspect_checkpoint(folder, report);
+}
+
+/// What a folder holds of ours, at any depth.
+struct FolderContents {
+  std::vector<fs::path> wholes, shards, lists;  // shards: and other HDF5 files of ours
+};
+
+FolderContents contents_of(const fs::path& path) {
+  FolderContents found;
+  std::error_code error;
+  auto entry = fs::recursive_directory_iterator(path, error);
+  for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
+    const fs::path& each = entry->path();
+    const std::string extension = each.extension().string();
+    std::error_code dangling;  // of a link
+    if (entry->is_directory(dangling)) {
+      // By its name: other programs have a manifest.json too. ".tmp": what is not finished.
+      const bool whole =
+          is_bundle(each) || is_export(each) || is_checkpoint_name(folder_name(each));
+      if (whole) found.wholes.push_back(each);
+      if (whole || extension == ".tmp") entry.disable_recursion_pending();
+    } else if ((extension == ".h5" || extension == ".matches") &&
+               entry->is_regular_file(dangling)) {
+      found.shards.push_back(each);
+    } else if (each.filename() == kShardListName) {
+      found.lists.push_back(each);
     }
   }
-  std::sort(steps.begin(), steps.end());
-  std::sort(shards.begin(), shards.end());
-  std::sort(lists.begin(), lists.end());
+  if (error)
+    throw InputError(fmt::format("{}: cannot be searched: {}", path.string(), error.message()));
+  for (auto* paths : {&found.wholes, &found.shards, &found.lists})
+    std::sort(paths->begin(), paths->end());
+  return found;
+}
+
+/// A run's folder, or one with several of ours in it, such as a corpus.
+void inspect_folder(const fs::path& path, Report& report) {
+  const FolderContents found = contents_of(path);
+  if (found.wholes.empty() && found.shards.empty()) {
+    throw InputError(fmt::format(
+        "{}: expected a bundle, a checkpoint, a run's folder or token shards; found none of them",
+        path.string()));
+  }
   std::vector<std::string> problems;
   const auto inspect_each = [&](const std::vector<fs::path>& paths, const auto& inspect_one) {
     for (const fs::path& each : paths) {
@@ -336,25 +378,13 @@ void inspect_folder(const fs::path& path, Report& report) {
       }
     }
   };
-  if (!steps.empty()) {
-    inspect_each(steps, inspect_checkpoint);
-    report.json["kind"] = "checkpoints";
-  } else if (!shards.empty()) {
-    inspect_each(shards, inspect_hdf5);
-    inspect_each(lists, inspect_shard_list);
-    report.json["kind"] = "folder";
-  } else {
-    throw InputError(fmt::format(
-        "{}: expected a bundle, a checkpoint, a run's folder or token shards; found none of them",
-        path.string()));
-  }
+  inspect_each(found.wholes, inspect_whole);
+  inspect_each(found.shards, inspect_hdf5);
+  inspect_each(found.lists, inspect_shard_list);
+  const bool checkpoints_alone =
+      found.shards.empty() && std::all_of(found.wholes.begin(), found.wholes.end(), is_checkpoint);
+  report.json["kind"] = checkpoints_alone ? "checkpoints" : "folder";
   if (!problems.empty()) throw InputError(fmt::format("{}", fmt::join(problems, "\n")));
-}
-
-/// "step-00000010" of "step-00000010/" too.
-std::string folder_name(const fs::path& path) {
-  const fs::path normal = path.lexically_normal();
-  return (normal.filename().empty() ? normal.parent_path() : normal).filename().string();
 }
 
 void inspect(const fs::path& path, Report& report) {
@@ -362,12 +392,7 @@ void inspect(const fs::path& path, Report& report) {
     throw InputError(fmt::format("{}: no such file or folder", path.string()));
   }
   if (fs::is_directory(path)) {
-    if (is_bundle(path)) return inspect_bundle(path, report);
-    if (is_export(path)) return inspect_export(path, report);
-    if (is_checkpoint(path) || is_checkpoint_name(folder_name(path))) {
-      return inspect_checkpoint(path, report);
-    }
-    return inspect_folder(path, report);
+    return is_whole(path) ? inspect_whole(path, report) : inspect_folder(path, report);
   }
   const std::string name = path.filename().string();
   if (name == "bundle.json") return inspect_bundle(path.parent_path(), report);

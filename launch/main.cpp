@@ -12,10 +12,12 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "launch/command.h"
 #include "launch/session.h"
 #include "launch/threads.h"
+#include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 
 namespace {
@@ -52,6 +54,20 @@ void add_commands(CLI::App& app, scone::Action& action) {
   scone::add_doctor(app, action);
 }
 
+/// Of a command line without the subcommand that it needs: what stands in its place, with those
+/// that there are. Empty: nothing does.
+std::string unknown_command(const CLI::App& app) {
+  const auto chosen = app.get_subcommands();
+  if (!chosen.empty()) return unknown_command(*chosen.front());
+  const auto known = app.get_subcommands({});
+  const auto rest = app.remaining();
+  if (known.empty() || rest.empty() || app.get_require_subcommand_min() == 0) return {};
+  std::vector<std::string> names;
+  for (const CLI::App* command : known) names.push_back(command->get_name());
+  return fmt::format("{}: unknown command '{}'; expected one of {}", app.get_name(), rest.front(),
+                     fmt::join(names, ", "));
+}
+
 int run(int argc, char** argv, scone::Session& session) {
   set_up_log(session.rank());
   CLI::App app("Distributed training of SCONE language models", "scone");
@@ -73,6 +89,11 @@ int run(int argc, char** argv, scone::Session& session) {
   }
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RequiredError& error) {
+    const std::string unknown = unknown_command(app);
+    if (session.rank() == 0 && unknown.empty()) app.exit(error);
+    if (session.rank() == 0 && !unknown.empty()) fmt::print(stderr, "{}\n", unknown);
+    return exit_bad_input;
   } catch (const CLI::ParseError& error) {
     // Help and errors of use are the same on all ranks.
     if (session.rank() == 0) app.exit(error);
@@ -84,6 +105,9 @@ int run(int argc, char** argv, scone::Session& session) {
     if (!app.got_subcommand("doctor")) session.check_ranks();  // which says what is wrong itself
     if (hang_rank) session.wait_for_debugger(*hang_rank);
     scone::CommandContext context{*world, session, json, result_file};
+    scone::run_agreed(*world, [&] {
+      if (context.is_root()) context.check_result_file();
+    });
     omp_set_num_threads(scone::default_threads(*world));
     const std::int64_t code = action(context);
     return static_cast<int>(world->all_reduce_value(code, scone::ReduceOp::max));

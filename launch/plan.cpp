@@ -120,7 +120,7 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
         fmt::format("data.train: {} is not there, so the number of tokens is not known; give "
                     "--vocabulary-size, or data",
                     config.data.train.front()));
-  config.model.vocabulary_size = parse_size(arguments.vocabulary_size);
+  config.model.vocabulary_size = parse_size_option("--vocabulary-size", arguments.vocabulary_size);
   if (config.model.vocabulary_size < 1)
     throw InputError("--vocabulary-size: expected at least 1, found 0");
   PlannedData planned{estimate_fgrams(config, arguments.ranks, 0), {}};
@@ -136,8 +136,9 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
           config.fgrams.vocabulary));
     nodes_per_token = reported->per_token;
   }
-  const std::int64_t fgrams =
-      arguments.fgrams.empty() ? config.fgrams.size : parse_size(arguments.fgrams);
+  const std::int64_t fgrams = arguments.fgrams.empty()
+                                  ? config.fgrams.size
+                                  : parse_size_option("--fgrams", arguments.fgrams);
   if (fgrams < 1)
     throw InputError(
         fmt::format("fgrams.vocabulary: {} is not there and fgrams.size is 0; give --fgrams",

@@ -112,7 +112,7 @@ void check_arguments(const TokenizeArguments& arguments) {
 /// Trains on all documents of the input, into the dataset's tokenizer.model.
 void train(const std::vector<std::filesystem::path>& input, const TokenizeArguments& arguments,
            int threads, const std::filesystem::path& model) {
-  const std::int64_t size = parse_size(arguments.train_tokenizer);
+  const std::int64_t size = parse_size_option("--train-tokenizer", arguments.train_tokenizer);
   // A tokenizer learns from well-formed text only.
   const InvalidUtf8 policy = invalid_utf8_policy(arguments.invalid_utf8);
   TextSource source(input, policy == InvalidUtf8::keep ? InvalidUtf8::replace : policy);
@@ -292,7 +292,7 @@ int tokenize(const TokenizeArguments& arguments, CommandContext& context) {
   check_arguments(arguments);
   const int threads = arguments.threads > 0 ? arguments.threads : omp_get_max_threads();
   const std::vector<std::filesystem::path> input(arguments.input.begin(), arguments.input.end());
-  const std::int64_t shard_tokens = parse_size(arguments.shard_tokens);
+  const std::int64_t shard_tokens = parse_size_option("--shard-tokens", arguments.shard_tokens);
   if (shard_tokens < 1) {
     throw InputError("--shard-tokens: expected at least 1, found 0; give one such as 100M");
   }

@@ -159,6 +159,15 @@ void report_slurm_job(const SlurmJob& job, double time_limit) {
         time_limit, *job.end - now);
 }
 
+void warn_of_warm_up(const RunConfig& config) {
+  if (config.optimizer.warmup_steps <= config.total_steps()) return;
+  spdlog::warn(
+      "optimizer.warmup_steps {} are more than the run's {} steps, so the learning rate ends "
+      "before "
+      "optimizer.peak_lr; set fewer",
+      config.optimizer.warmup_steps, config.total_steps());
+}
+
 int run_train(const Arguments& arguments, CommandContext& context) {
   Communicator& world = context.world;
   RunConfig config = load_run_config(arguments.file, arguments.overrides, world.size());
@@ -195,6 +204,7 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   });
   if (context.is_root()) {
     if (const auto job = find_slurm_job()) report_slurm_job(*job, config.run.time_limit);
+    warn_of_warm_up(trainer.config());
     spdlog::info("computing on {}", device.description);
   }
   const TrainingResult result = trainer.run();

@@ -12,13 +12,6 @@
 #include "parallel/error.h"
 
 namespace scone {
-namespace {
-
-// Most sequences of one rank whose f-grams are looked up together: their trie is shared.
-constexpr std::int64_t most_lookup_sequences = 64;
-
-}  // namespace
-
 std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus) {
   auto tokenizer = load_tokenizer(corpus.tokenizer_path());
   if (tokenizer->fingerprint() != corpus.tokenizer_fingerprint())

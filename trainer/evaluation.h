@@ -13,10 +13,13 @@
 
 namespace scone {
 
+/// Sequences of one rank whose f-grams are looked up together: their trie is shared.
+inline constexpr std::int64_t most_lookup_sequences = 64;
+
 struct EvaluationOptions {
   std::int64_t sequence_length = 0;
-  std::int64_t microbatch_sequences = 8;
-  std::int64_t tokens = 0;  // of the corpus, from its begin; 0: all
+  std::int64_t microbatch_sequences = 8;  // no more than most_lookup_sequences are computed at once
+  std::int64_t tokens = 0;                // of the corpus, from its begin; 0: all
   bool attention_across_documents = false;
 };
 

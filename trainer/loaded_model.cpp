@@ -116,6 +116,9 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
   } catch (const nlohmann::json::exception& error) {
     throw InputError(fmt::format("{}: {}", (*checkpoint / "manifest.json").string(), error.what()));
   }
+  if (model.config.fgram.layers == 0 && !fgrams.empty())
+    throw InputError(fmt::format("--fgrams {}: {} is a baseline without f-gram model; leave it out",
+                                 fgrams.string(), checkpoint->string()));
   make_main_model(model, backend, microbatch_sequences);
   read_parameters(*checkpoint, *model.main_parameters);
   if (model.config.fgram.layers == 0) return model;

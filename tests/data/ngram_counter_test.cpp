@@ -225,6 +225,25 @@ TEST(NgramCounter, AFolderInUseIsRefused) {
   EXPECT_FALSE(std::filesystem::exists(folder / "spill/rank-1"));
 }
 
+TEST(NgramCounter, WhatIsInAFolderOfSomethingElseStays) {
+  const TemporaryFolder folder;
+  for (const char* rank : {"logs/rank-0", "logs/rank-5"}) {
+    std::filesystem::create_directories(folder / rank);
+    std::ofstream(folder / rank / "log.txt") << "a line";
+  }
+  EXPECT_THROW(SpillFolder(folder / "logs", 0, 1), InputError);
+  EXPECT_TRUE(std::filesystem::exists(folder / "logs/rank-0/log.txt"));
+  { const SpillFolder spill(folder / "logs", 1, 2); }
+  EXPECT_FALSE(std::filesystem::exists(folder / "logs/rank-1"));
+  EXPECT_TRUE(std::filesystem::exists(folder / "logs/rank-5/log.txt"));
+
+  std::filesystem::create_directory(folder / "disk");
+  std::filesystem::create_directory_symlink(folder / "disk", folder / "link");
+  { const SpillFolder spill(folder / "link", 0, 1); }
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
+  EXPECT_TRUE(std::filesystem::is_empty(folder / "disk"));
+}
+
 TEST(NgramCounter, RanksByCountThenLengthThenTokens) {
   const TemporaryFolder folder;
   for (std::uint64_t seed = 0; seed < 6; ++seed) {

@@ -3,6 +3,7 @@
 # config_errors_test.sh SCONE
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/command.sh"
+configs=$repository/configs
 
 fail() {
   echo "config_errors_test: $*"
@@ -45,6 +46,12 @@ cmp -s out printed.yaml || fail "the printed configuration does not print itself
 ends 0 "" "$mpirun" -np 2 "$scone" train good.yaml --print-config trainer.steps=12
 [ "$(grep -c '^run:' out)" = 1 ] || fail "expected one configuration from two ranks"
 [ ! -e run ] || fail "--print-config made the run's folder"
+for file in "$configs"/*.yaml; do
+  grep -q 'Every key is here' "$file" || continue
+  for key in $(sed -n 's/^ *\([a-z_]*\):.*/\1/p' printed.yaml); do
+    grep -qw "$key:" "$file" || fail "$file says that every key is in it, but $key is not"
+  done
+done
 
 # Bad files.
 sed 's/width: 64/width: abc/' good.yaml >type.yaml
@@ -82,8 +89,39 @@ grep -q 'absent.txt' err || fail "expected the file's name in the failing rank's
 
 # The command line itself.
 ends 2 "" "$scone" train
-ends 2 "" "$scone" trian good.yaml
-ends 2 "" "$scone"
+ends 2 "scone: unknown command 'trian'; expected one of tokenize, fgrams, train," "$scone" trian good.yaml
+ends 2 "bench: unknown command 'tabel'; expected one of bake," "$scone" bench tabel
+ends 2 "A subcommand is required" "$scone"
+for command in "$mpirun -np 2 $scone" "$scone"; do
+  ends 2 "unknown command 'trian'" $command trian
+  [ "$(grep -c trian err)" = 1 ] || fail "expected the message once"
+done
+
+# Numbers of options, and the result's file: what is no file is never replaced.
+ends 2 "--train-tokenizer: size '-5': expected a whole number" "$scone" tokenize --input text.txt --output bad --train-tokenizer -5
+ends 2 "--train-tokenizer: expected a size of at most 2147483647, found 100000000000" \
+  "$scone" tokenize --input text.txt --output bad --train-tokenizer 100G
+ends 2 "--batch: expected a whole number of at least 1, found 0" "$scone" generate absent --prompt a --batch 0
+ends 2 "--max-tokens: expected a whole number of at least 0, found -1" "$scone" generate absent --prompt a --max-tokens -1
+ends 2 "--microbatch-sequences: Value 100000 not in range 1 to 64" "$scone" eval absent --data absent --microbatch-sequences 100000
+ends 2 "--batch-tokens: expected at least 1" "$scone" fgrams --data absent --output bad.h5 --size 1K --report --batch-tokens 0
+ends 2 "--batches: expected a whole number of at least 1" "$scone" bench table absent --data absent --batches 0
+ends 2 "--context: expected a whole number of at least 1" "$scone" bench step --context -5
+ends 2 "--size 1000T: a rank takes" "$scone" bench checkpoint --size 1000T
+mkfifo pipe
+ends 2 "--result pipe: expected the name of a file, found a device or a pipe" "$scone" inspect text.txt --result pipe
+[ -p pipe ] || fail "--result replaced a pipe"
+ends 2 "--result .: expected the name of a file, found a folder" "$mpirun" -np 2 "$scone" inspect text.txt --result .
+[ "$(grep -c 'found a folder' err)" = 1 ] || fail "expected the message once from two ranks"
+echo old >result.json
+ln -s result.json link.json
+ends 0 "" "$scone" plan good.yaml --ranks 1 --device h100 --vocabulary-size 300 --result link.json \
+  compute.device=cuda compute.dtype=bf16
+[ -L link.json ] && grep -q '"ranks"' result.json || fail "--result did not write the file behind the link: $(ls -l; cat result.json)"
+for command in "export absent --format safetensors" "import absent" "bake absent" "bundle convert absent"; do
+  ends 2 "--out: expected the name of a folder, found an empty one" "$scone" $command --out ""
+done
+[ ! -e checkpoints ] || fail "an empty --out wrote into the working folder"
 ends 0 "" "$scone" --help
 grep -q 'tokenize' out || fail "expected the subcommands in --help"
 for command in tokenize fgrams train eval bake generate inspect sweep; do

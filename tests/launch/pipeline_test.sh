@@ -161,12 +161,24 @@ refuses "line 2 is empty" "$scone" generate bundle --prompt-file gap.txt
 refuses "context" "$scone" generate bundle --prompt "$(yes the | head -n 500 | tr '\n' ' ')"
 refuses "no such" "$scone" generate nowhere --prompt a
 
+printf 'the\n' >one.txt
+"$scone" generate bundle --prompt-file one.txt --max-tokens 1000 --temperature 0 >out 2>err
+grep -q "1 of 1 texts ended at the model's context of 64 tokens" err || fail "nothing was said of a text cut at the context: $(cat out err)"
+refuses "shards: cannot be read" "$scone" generate bundle --prompt-file shards
+
+# What a checkpoint or a baseline has no use for.
+refuses "--table-access: is about a bundle's table" "$scone" eval one --data shards/validation --table-access ram
+"$scone" train run.yaml run.folder=base model.fgram.layers=0 'fgrams.vocabulary=""' trainer.steps=2 2>err
+grep -q "optimizer.warmup_steps 3 are more than the run's 2 steps" err || fail "nothing was said of a warm-up that is too long: $(cat err)"
+refuses "--fgrams fgrams.h5: .* is a baseline" "$scone" eval base --data shards/validation --fgrams fgrams.h5
+
 # Other people's data, and a folder that cannot be written.
 "$scone" tokenize --input text.jsonl --output other --train-tokenizer 290 --validation-fraction 0.1
 refuses "tokenizer" "$scone" eval one --data other/validation
 refuses "tokenizer" "$scone" bundle stat bundle --data other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.train=other/train data.validation=other/validation
 refuses "tokenizer" "$scone" train run.yaml run.folder=bad data.validation=other/validation
+refuses "give shards/train or shards/validation" "$scone" eval one --data shards
 refuses "model.main.layers: " "$scone" train run.yaml run.folder=one model.main.layers=3
 refuses "run.folder" "$scone" train run.yaml run.folder=/proc/nowhere
 head -c 200 text.jsonl >short.txt
@@ -180,6 +192,24 @@ checkpoint=one/checkpoints/step-00000030
 for path in "$shard" fgrams.h5 "$checkpoint" bundle bundle/model.safetensors; do
   "$scone" inspect "$path" >out || fail "inspect refused $path: $(cat out)"
 done
+# A folder of several things: each is verified as what it is.
+"$scone" fgrams --data shards/train --vocabulary fgrams.h5 --annotate
+mkdir -p several/runs
+cp -r converted several/bundle
+cp -r "$checkpoint" several/runs/
+cp -r shards several/
+mkdir several/other
+echo '{}' >several/other/manifest.json
+ln -s nowhere several/dangling.h5
+"$scone" inspect several >out || fail "inspect refused a folder of several things: $(cat out)"
+for kind in "several/bundle: bundle of step 30" "several/runs/step-00000030: checkpoint of step 30" "h5: token shard" \
+  "matches: match lengths"; do
+  grep -q "$kind" out || fail "inspect passed over '$kind': $(cat out)"
+done
+matches=$(ls shards/train/*.h5.matches)
+truncate -s -100 "$matches"
+refuses "matches: .*; remove it, or make it again with .scone fgrams --annotate" "$scone" train run.yaml run.folder=annotated
+rm "$matches"
 damage() {
   python3 - "$1" <<'PYTHON'
 import sys
@@ -197,6 +227,12 @@ damage "$checkpoint/rank-00000.h5"
 refuses "rank-00000.h5" "$scone" inspect "$checkpoint"
 damage bundle/table/rows-00000.bin
 refuses "rows-00000.bin" "$scone" inspect bundle
+damage several/bundle/table/index.bin
+damage several/runs/step-00000030/rank-00000.h5
+damage several/shards/train/*.matches
+refuses "several/bundle/table/index.bin" "$scone" inspect several
+grep -q "rank-00000.h5: expected checksum" err && grep -q "matches: expected checksum" err ||
+  fail "inspect did not name all that was damaged: $(cat err)"
 refuses "rows-00000.bin" "$scone" bundle verify bundle
 refuses "rows-00000.bin" "$scone" bundle convert bundle --out from-damaged
 [ ! -e from-damaged ] || fail "a damaged bundle was converted"
