@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
+#include <string>
 
 #include "model/ops/ops.h"
 #include "parallel/error.h"
@@ -141,6 +143,27 @@ TEST(Resume, ARunOutOfTimeSavesAndStops) {
   });
 }
 
+// The seconds that a run is given to stop are for its checkpoint.
+TEST(Resume, ARunThatStopsEarlyDoesNotEvaluate) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 1'000'000;
+  config.trainer.eval_every = 1;
+  config.run.time_limit = 1e-9;
+  std::filesystem::create_directories(config.run.folder);
+  const auto self = make_self_communicator();
+  {
+    Trainer trainer(config, cpu_backend(), *self);
+    const TrainingResult result = trainer.run();
+    EXPECT_TRUE(result.stopped_early);
+    EXPECT_EQ(result.step, 1);
+    EXPECT_FALSE(result.validation_loss);
+  }
+  config.trainer.steps = 2;  // a run that is done is evaluated all the same
+  Trainer trainer(config, cpu_backend(), *self);
+  EXPECT_TRUE(trainer.run().validation_loss);
+}
+
 TEST(Resume, PermanentCheckpointsStay) {
   const TinyData data;
   RunConfig config = steady_run(data, "run");
@@ -176,15 +199,57 @@ TEST(Resume, AnOutlierIsSkippedAlikeOnAllRanks) {
   });
 }
 
+/// While it lives, what is logged goes here.
+class KeptLog {
+ public:
+  KeptLog() {
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text_)));
+  }
+  ~KeptLog() { spdlog::set_default_logger(before_); }
+  KeptLog(const KeptLog&) = delete;
+  KeptLog& operator=(const KeptLog&) = delete;
+  std::string text() const { return text_.str(); }
+
+ private:
+  std::ostringstream text_;
+  std::shared_ptr<spdlog::logger> before_ = spdlog::default_logger();
+};
+
+TEST(Resume, AnErrorIsToldBeforeTheSaveUnderWayIsWaitedFor) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.checkpoint.async = true;
+  std::filesystem::create_directories(config.run.folder);
+  const KeptLog log;
+  std::string told;  // before the writer is waited for, which happens in the trainer's destructor
+  EXPECT_THROW(run_as_threads(2,
+                              [&](Communicator& world) {
+                                omp_set_num_threads(1);
+                                Trainer trainer(config, cpu_backend(), world);
+                                if (world.rank() == 0) {
+                                  trainer.save_checkpoint();  // waits for the other rank's part
+                                  trainer.call_in_step([](std::int64_t) {
+                                    throw std::runtime_error("rank 0 has enough");
+                                  });
+                                }
+                                try {
+                                  trainer.run();
+                                } catch (const std::exception&) {
+                                  if (world.rank() == 0) told = log.text();
+                                  throw;
+                                }
+                              }),
+               std::runtime_error);
+  EXPECT_THAT(told, ::testing::HasSubstr("rank 0 has enough"));
+}
+
 TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
   const TinyData data;
   RunConfig config = steady_run(data, "run");
   config.checkpoint.async = true;
   std::filesystem::create_directories(config.run.folder);
-  std::ostringstream log;
-  const auto before = spdlog::default_logger();
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  const KeptLog log;
   const auto self = make_self_communicator();
   try {
     Trainer trainer(config, cpu_backend(), *self);
@@ -195,9 +260,9 @@ TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
   } catch (const std::runtime_error& error) {
     EXPECT_STREQ(error.what(), "the run ends");
   }
-  spdlog::set_default_logger(before);
-  EXPECT_THAT(log.str(), ::testing::HasSubstr("checkpoint of step 1 was not saved, the ones before "
-                                              "it stay: "));
+  EXPECT_THAT(log.text(),
+              ::testing::HasSubstr("checkpoint of step 1 was not saved, the ones before "
+                                   "it stay: "));
 }
 
 }  // namespace
