@@ -3,8 +3,10 @@
 #include <omp.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -242,6 +244,42 @@ TEST(Resume, AnErrorIsToldBeforeTheSaveUnderWayIsWaitedFor) {
                               }),
                std::runtime_error);
   EXPECT_THAT(told, ::testing::HasSubstr("rank 0 has enough"));
+}
+
+// The limit on files stands for a full disk.
+TEST(Resume, ARunGoesOnWhereNothingCanBeWritten) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 6;
+  config.checkpoint.every = 2;
+  config.logging.tensorboard = true;
+  std::filesystem::create_directories(config.run.folder);
+  std::signal(SIGXFSZ, SIG_IGN);
+  const auto self = make_self_communicator();
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  std::string error;
+  {
+    const KeptLog log;
+    Trainer trainer(config, cpu_backend(), *self);
+    const rlimit full{700, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+    try {
+      trainer.run();
+    } catch (const std::exception& thrown) {
+      error = thrown.what();
+    }
+    setrlimit(RLIMIT_FSIZE, &before);
+    EXPECT_THAT(log.text(), ::testing::HasSubstr("metrics.jsonl: cannot be written: File too "
+                                                 "large; training goes on"));
+    EXPECT_THAT(log.text(), ::testing::HasSubstr("checkpoint of step 6 was not saved"));
+  }
+  EXPECT_THAT(error, ::testing::HasSubstr("the last checkpoint was not saved"));
+  std::ifstream lines(config.run.folder + "/metrics.jsonl");
+  std::int64_t step = 0;
+  for (std::string line; std::getline(lines, line);)
+    EXPECT_EQ(nlohmann::json::parse(line).at("step"), ++step);
+  EXPECT_EQ(step, 6);
 }
 
 TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
