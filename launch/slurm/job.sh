@@ -4,6 +4,7 @@
 #   SCONE             the program; default: build/scone of this repository
 #   SCONE_LAUNCHER    srun (default) or mpirun: what starts the ranks
 #   SCONE_SRUN_MPI    srun's --mpi; default: pmix (srun --mpi=list says what there is)
+#   SCONE_MOST_FRUITLESS    starts in a row that a signal may end before anything was saved; default: 5
 # SIGTERM and SIGUSR1, which --signal=B:USR1@SECONDS sends before the job's time is over, reach the ranks as SIGUSR1.
 set -euo pipefail
 launch=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -71,8 +72,20 @@ if [ "$code" = 0 ] && [ "$word" != started ]; then
   exit 1
 fi
 
-# Also what the signal killed, a run that had not begun or a bake: started again, both go on.
-if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && [ -n "$signalled" ]; }; then
+# Also what the signal killed, a run that had not begun or a bake: started again, both go on. But not for ever: where the signal comes
+# before anything can be saved, each start is as fruitless as the one before. A bake keeps the rows that it has finished.
+again='' fruitless=0 record=$PWD/.scone-job-$SLURM_JOB_ID.fruitless
+if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && [ -n "$signalled" ]; }; then again=1; fi
+if [ -n "$again" ] && { [ "$code" != 75 ] || [ -z "$child" ]; } && [ "${1:-}" != bake ]; then
+  fruitless=$(($(cat "$record" 2>/dev/null || echo 0) + 1))
+fi
+if [ "$fruitless" -gt "${SCONE_MOST_FRUITLESS:-5}" ]; then
+  echo "job.sh: $fruitless starts in a row were ended by a signal before anything was saved: not requeued; give the job more time" \
+    "(--time), or let the signal come later (--signal)" >&2
+  again=''
+fi
+if [ -n "$again" ] && [ "$fruitless" -gt 0 ]; then echo "$fruitless" >"$record" || true; else rm -f "$record"; fi
+if [ -n "$again" ]; then
   state=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
   if [ "$state" = RUNNING ]; then # not where it was cancelled
     echo "job.sh: stopped by a signal (exit code $code): back into the queue" >&2
