@@ -23,6 +23,15 @@ on_signal() {
   if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi
 }
 trap on_signal TERM USR1
+# A command of Slurm's, up to six times, ten seconds apart: its controller may be too busy to answer.
+ask_slurm() {
+  local pause
+  for pause in 10 10 10 10 10 ''; do
+    "$@" && return
+    [ -z "$pause" ] || sleep "$pause"
+  done
+  return 1
+}
 case ${SCONE_LAUNCHER:-srun} in
   # A rank that was killed leaves the others waiting, so srun ends them a minute after the first has ended; not at once, as the ranks of a
   # run that has saved do not all end in the same moment.
@@ -86,10 +95,10 @@ if [ "$fruitless" -gt "${SCONE_MOST_FRUITLESS:-5}" ]; then
 fi
 if [ -n "$again" ] && [ "$fruitless" -gt 0 ]; then echo "$fruitless" >"$record" || true; else rm -f "$record"; fi
 if [ -n "$again" ]; then
-  state=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
+  state=$(ask_slurm squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
   if [ "$state" = RUNNING ]; then # not where it was cancelled
     echo "job.sh: stopped by a signal (exit code $code): back into the queue" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    ask_slurm scontrol requeue "$SLURM_JOB_ID"
   else
     echo "job.sh: stopped by a signal (exit code $code), but the job is ${state:-gone}: not requeued" >&2
   fi

@@ -12,8 +12,11 @@ fail() {
   exit 1
 }
 mkdir programs
-printf '#!/usr/bin/env bash\necho RUNNING\n' >programs/squeue
-printf '#!/usr/bin/env bash\necho "$@" >>"%s/requeued"\n' "$folder" >programs/scontrol
+# A controller that is busy gives its first answers of a start only when asked again.
+printf '#!/usr/bin/env bash\n[ -e "%s/asked" ] || { touch "%s/asked"; exit 1; }\necho RUNNING\n' "$folder" "$folder" >programs/squeue
+printf '#!/usr/bin/env bash\n[ -e "%s/told" ] || { touch "%s/told"; exit 1; }\necho "$@" >>"%s/requeued"\n' "$folder" "$folder" "$folder" \
+  >programs/scontrol
+printf '#!/usr/bin/env bash\nexec /bin/sleep 0.05\n' >programs/sleep
 # srun's options, then the command of the first task.
 printf '#!/usr/bin/env bash\nwhile [[ "$1" == --* ]]; do shift; done\nSLURM_PROCID=0 exec "$@"\n' >programs/srun
 # The program: ends with CODE at a signal; `killed` has no handler.
@@ -29,7 +32,7 @@ export PATH="$folder/programs:$PATH" SCONE="$folder/programs/scone" SLURM_JOB_ID
 # signalled EXPECTED-CODE REQUEUED SUBCOMMAND ARGUMENT: one start of the job, signalled while the program runs.
 signalled() {
   local code=0 requeued=no
-  rm -f running requeued
+  rm -f running requeued asked told
   "$job" "$3" "$4" 2>errors &
   for _ in $(seq 200); do [ -e running ] || sleep 0.05; done
   kill -USR1 $!
