@@ -51,8 +51,13 @@ std::optional<fs::path> find_checkpoint(const fs::path& path, std::vector<std::s
   if (is_checkpoint(given) || is_checkpoint_name(given.filename().string())) {
     if (fs::is_directory(given, error)) candidates[0] = given;
   } else {
-    candidates = list_checkpoints(
-        fs::is_directory(given / "checkpoints", error) ? given / "checkpoints" : given);
+    const fs::path inside = given / "checkpoints";
+    const fs::file_type type = fs::symlink_status(inside, error).type();
+    if (type != fs::file_type::not_found && !fs::is_directory(inside, error)) {
+      throw InputError(fmt::format("{}: expected a folder of checkpoints: {}", inside.string(),
+                                   error ? error.message() : "it is none"));
+    }
+    candidates = list_checkpoints(type == fs::file_type::not_found ? given : inside);
   }
   for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {
     const auto problems = checkpoint_problems(candidate->second);

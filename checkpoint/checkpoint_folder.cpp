@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checkpoint/durable_file.h"
+#include "parallel/error.h"
 
 namespace scone {
 namespace {
@@ -53,8 +54,14 @@ std::map<std::int64_t, fs::path> list_checkpoints(const fs::path& checkpoints) {
   const auto step_of = [](const std::string& name) {
     return std::stoll(name.substr(std::string(kStepPrefix).size()));
   };
-  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
-    if (!entry.is_directory(error)) continue;
+  auto entries = fs::directory_iterator(checkpoints, error);
+  // A folder that is there and cannot be read is not one without checkpoints.
+  if (error && error != std::errc::no_such_file_or_directory &&
+      error != std::errc::not_a_directory) {
+    throw InputError(fmt::format("{}: cannot be read: {}", checkpoints.string(), error.message()));
+  }
+  for (const auto& entry : entries) {
+    if (!entry.is_directory(error) && !error) continue;  // else whoever reads it finds out why
     const std::string name = entry.path().filename().string();
     const std::string set_aside = without_suffix(name, kAside);
     if (is_checkpoint_name(name)) found[step_of(name)] = entry.path();

@@ -13,7 +13,8 @@ std::string checkpoint_name(std::int64_t step);
 bool is_checkpoint_name(const std::string& name);
 
 /// Checkpoints of a folder by step, from their names alone. One that a killed writer was about to
-/// replace and had set aside counts where its step has no other.
+/// replace and had set aside counts where its step has no other. No folder: none; throws InputError
+/// where it is there and cannot be read.
 std::map<std::int64_t, std::filesystem::path> list_checkpoints(
     const std::filesystem::path& checkpoints);
 

@@ -139,8 +139,11 @@ void CheckpointWriter::save(const CheckpointManifest& manifest,
     }
   }
   if (options_.async) {
-    thread_ = std::thread(
-        [this, manifest, copies = copy_to_host(slices)] { set_outcome(write(manifest, copies)); });
+    saving_ = true;
+    thread_ = std::thread([this, manifest, copies = copy_to_host(slices)] {
+      set_outcome(write(manifest, copies));
+      saving_ = false;
+    });
   } else {
     set_outcome(write(manifest, slices));
   }

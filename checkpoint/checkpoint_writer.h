@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <filesystem>
@@ -65,6 +66,8 @@ class CheckpointWriter {
 
   /// Waits for the save under way.
   void wait();
+  /// Whether one is under way in the background.
+  bool is_saving() const { return saving_; }
 
   /// Waits for the save under way; when an exception is on its way, cancels it. Nothing may be
   /// saved after that.
@@ -91,6 +94,7 @@ class CheckpointWriter {
   CheckpointOptions options_;
   Tensor host_copy_;  // of the save under way
   std::thread thread_;
+  std::atomic<bool> saving_ = false;
   double blocked_seconds_ = 0;
   int exceptions_at_start_;
   std::mutex mutex_;

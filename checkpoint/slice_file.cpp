@@ -25,6 +25,7 @@ constexpr std::int64_t kWriteBehind = std::int64_t{32} << 20;  // handed to the 
 constexpr std::int64_t kWindow = std::int64_t{1} << 20;
 constexpr std::int64_t kLongRun = std::int64_t{128} << 10;  // read straight into the target
 constexpr std::int64_t kLongGap = std::int64_t{16} << 10;   // cheaper skipped than read
+constexpr std::size_t kMostOpenFiles = 256;  // a process may have 1024, and there is a file a rank
 
 /// A file that is open for reading and writing, closed with its scope.
 class OpenFile {
@@ -133,13 +134,17 @@ SliceFile write_slice_file(const fs::path& path, std::span<const TensorSlice> sl
 
 SliceFileReader::SliceFileReader(fs::path folder) : folder_(std::move(folder)) {}
 
-SliceFileReader::~SliceFileReader() {
+SliceFileReader::~SliceFileReader() { close_all(); }
+
+void SliceFileReader::close_all() {
   for (const auto& [file, descriptor] : descriptors_) ::close(descriptor);
+  descriptors_.clear();
 }
 
 int SliceFileReader::open(const std::string& file) {
   const auto known = descriptors_.find(file);
   if (known != descriptors_.end()) return known->second;
+  if (descriptors_.size() == kMostOpenFiles) close_all();
   const fs::path path = folder_ / file;
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {

@@ -26,7 +26,7 @@ struct SliceFile {
 /// read once; the file is fsynced. Throws std::runtime_error naming the file and the cause.
 SliceFile write_slice_file(const std::filesystem::path& path, std::span<const TensorSlice> slices);
 
-/// Reads boxes out of slice files by pread. Files stay open with the object.
+/// Reads boxes out of slice files by pread. Files stay open with the object, up to a few hundred.
 class SliceFileReader {
  public:
   explicit SliceFileReader(std::filesystem::path folder);
@@ -44,6 +44,7 @@ class SliceFileReader {
   void read_at(const std::string& file, int descriptor, std::int64_t offset, void* out,
                std::int64_t bytes) const;
   int open(const std::string& file);
+  void close_all();
 
   std::filesystem::path folder_;
   std::map<std::string, int> descriptors_;

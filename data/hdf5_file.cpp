@@ -58,6 +58,14 @@ void check_write(bool good, const std::filesystem::path& path, const std::string
         fmt::format("{}: cannot write '{}'; is the disk full or read-only?", path.string(), name));
 }
 
+/// The library locks a file that it opens (flock), which file systems without locks refuse, many an
+/// NFS among them. Files here are written under names of their own and read once they are whole.
+Handle without_locks() {
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_file_locking(access, false, true);
+  return {access, H5Pclose};
+}
+
 std::vector<hsize_t> as_dims(const std::vector<std::int64_t>& shape) {
   return {shape.begin(), shape.end()};
 }
@@ -114,7 +122,7 @@ Hdf5File Hdf5File::open(const std::filesystem::path& path) {
     throw InputError(fmt::format("{}: no such file", path.string()));
   if (H5Fis_hdf5(path.c_str()) <= 0)
     throw InputError(fmt::format("{}: not an HDF5 file, or cut within its header", path.string()));
-  const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
+  const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, without_locks());
   if (id < 0)
     throw InputError(
         fmt::format("{}: cannot be opened as HDF5: truncated, or not readable", path.string()));
@@ -124,7 +132,7 @@ Hdf5File Hdf5File::open(const std::filesystem::path& path) {
 Hdf5File Hdf5File::create(const std::filesystem::path& path) {
   const Lock lock(hdf5_mutex());
   silence_library();
-  const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, without_locks());
   if (id < 0)
     throw std::runtime_error(fmt::format(
         "{}: cannot be created; does its folder exist, and may it be written?", path.string()));

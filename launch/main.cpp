@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/bus_error.h"
 #include "launch/command.h"
 #include "launch/session.h"
 #include "launch/threads.h"
@@ -126,5 +127,9 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ,
               SIG_IGN);  // a file beyond the limit is an error of writing it, as a full disk
   scone::Session session(argc, argv);
+  scone::tell_of_bus_errors(
+      session.size() > 1
+          ? fmt::format("scone: error: [rank {} of {}]: ", session.rank(), session.size())
+          : "scone: error: ");
   return run(argc, argv, session);
 }

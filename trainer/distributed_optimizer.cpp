@@ -200,13 +200,27 @@ void DistributedOptimizer::make_host_copies() {
   host_second_moment_ = copy_of(second_moment_);
 }
 
-void DistributedOptimizer::take_state() {
+/// The bf16 copy of all values as update number `updates` has rounded it at random: by AdamW with a
+/// learning rate of 0, which changes no value.
+void DistributedOptimizer::round_working(std::int64_t updates) {
+  const std::int64_t most = std::min(settings_.bucket_elements, parameters_.elements());
+  const auto none = [&] { return Tensor::zeros({most}, DType::fp32, backend_.device()); };
+  const Tensor gradients = none(), first_moment = none(), second_moment = none();
+  for (const Bucket& bucket : buckets_)
+    backend_.adamw({parameters_.flat_values(), gradients, first_moment, second_moment,
+                    parameters_.flat_working()},
+                   std::vector<AdamwRange>{{bucket.begin, 0, bucket.count, false}},
+                   {.lr = 0, .step = updates, .stochastic_rounding = true, .seed = settings_.seed});
+}
+
+void DistributedOptimizer::take_state(std::int64_t updates) {
   if (backend_.device() != Device::cpu) {
     backend_.upload(host_values_.span<float>(), parameters_.flat_values());
     backend_.upload(host_first_moment_.span<float>(), first_moment_);
     backend_.upload(host_second_moment_.span<float>(), second_moment_);
   }
   parameters_.refresh_working(backend_);
+  if (settings_.stochastic_rounding && updates > 0) round_working(updates);
 }
 
 std::vector<TensorSlice> DistributedOptimizer::state(bool for_writing) {

@@ -59,8 +59,9 @@ class DistributedOptimizer {
   /// for_writing: filled, and over all ranks each element once; else all that this rank holds, to
   /// be filled by the caller, who then calls take_state().
   std::vector<TensorSlice> state(bool for_writing);
-  /// What was put into the boxes of state(false) becomes the state.
-  void take_state();
+  /// What was put into the boxes of state(false) becomes the state, after `updates` steps: bf16
+  /// copies are rounded as the last of these rounded them.
+  void take_state(std::int64_t updates);
   std::size_t moment_bytes() const { return first_moment_.bytes() + second_moment_.bytes(); }
   /// Gradients held beside the parameter set's (ZeRO).
   std::size_t gradient_bytes() const { return reduced_.bytes(); }
@@ -85,6 +86,7 @@ class DistributedOptimizer {
   void sum_split_rows(const Bucket& bucket);
   const Tensor& gradients_of_update() const;
   void make_host_copies();
+  void round_working(std::int64_t updates);
 
   ParameterSet& parameters_;
   const ProcessGrid& grid_;

@@ -2,34 +2,54 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <stdexcept>
-#include <system_error>
 
+#include "checkpoint/durable_file.h"
 #include "parallel/error.h"
 
 namespace scone {
+namespace {
 
-MetricsLog::MetricsLog(const std::filesystem::path& file, std::int64_t last_step) {
-  // The lines to keep go into a new file that takes the old one's place, so that a kill loses
-  // nothing.
-  const std::filesystem::path fresh = file.string() + ".new";
-  std::ifstream in(file);
-  std::ofstream kept(fresh, std::ios::trunc);
-  for (std::string line; last_step > 0 && std::getline(in, line);) {
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    const bool has_step =
-        json.is_object() && json.contains("step") && json["step"].is_number_integer();
-    if (has_step && json["step"].get<std::int64_t>() <= last_step) kept << line << '\n';
+namespace fs = std::filesystem;
+
+/// Copies the lines of steps <= last_step. Throws std::runtime_error.
+void copy_steps(const fs::path& from, std::int64_t last_step, const fs::path& to) {
+  std::ofstream kept(to, std::ios::trunc);
+  if (fs::exists(from)) {
+    std::ifstream in(from);
+    if (!in) throw std::runtime_error("what it holds cannot be read");
+    for (std::string line; last_step > 0 && std::getline(in, line);) {
+      const auto json = nlohmann::json::parse(line, nullptr, false);
+      const bool has_step =
+          json.is_object() && json.contains("step") && json["step"].is_number_integer();
+      if (has_step && json["step"].get<std::int64_t>() <= last_step) kept << line << '\n';
+    }
+    if (in.bad()) throw std::runtime_error("what it holds cannot be read to its end");
   }
   kept.close();
-  std::error_code error;
-  if (kept) std::filesystem::rename(fresh, file, error);
-  out_.open(file, std::ios::app);
-  if (!kept || error || !out_)
+  if (!kept) throw std::runtime_error(std::strerror(errno));
+}
+
+}  // namespace
+
+MetricsLog::MetricsLog(const fs::path& file, std::int64_t last_step) {
+  try {
+    if (fs::is_directory(file)) throw std::runtime_error("it is a folder");
+    // The lines to keep go into a new file that takes the old one's place, so that neither a kill
+    // nor a crash of the machine loses them.
+    const fs::path fresh = file.string() + ".new";
+    copy_steps(file, last_step, fresh);
+    sync_path(fresh);
+    fs::rename(fresh, file);
+    out_.emplace(file, false);
+  } catch (const std::exception& error) {
     throw InputError(
-        fmt::format("logging.metrics: {} cannot be written{}; give another name, or "
-                    "make room",
-                    file.string(), std::filesystem::is_directory(file) ? ": it is a folder" : ""));
+        fmt::format("logging.metrics: {} cannot be written: {}; give another name, or make room",
+                    file.string(), error.what()));
+  }
 }
 
 nlohmann::json to_json(const StepMetrics& m) {
@@ -55,10 +75,7 @@ nlohmann::json to_json(const StepMetrics& m) {
   return json;
 }
 
-void MetricsLog::write(const StepMetrics& metrics) {
-  out_ << to_json(metrics).dump() << std::endl;
-  if (!out_) throw std::runtime_error("metrics: cannot be written; is the disk full?");
-}
+void MetricsLog::write(const StepMetrics& metrics) { out_->add(to_json(metrics).dump() + '\n'); }
 
 std::string describe(const StepMetrics& m, std::int64_t total_steps, bool with_fgrams,
                      double seconds_left) {

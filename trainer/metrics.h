@@ -2,10 +2,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+
+#include "trainer/appended_file.h"
 
 namespace scone {
 
@@ -37,15 +38,17 @@ struct StepMetrics {
 /// The object that metrics.jsonl has of a step.
 nlohmann::json to_json(const StepMetrics& metrics);
 
-/// metrics.jsonl: one object a step, appended and flushed.
+/// metrics.jsonl: one object a step, appended at once.
 class MetricsLog {
  public:
-  /// Keeps the lines of steps <= last_step that a resumed run's file has, drops later ones.
+  /// Keeps the lines of steps <= last_step that a resumed run's file has, drops later ones. Throws
+  /// InputError where the file cannot be read or written, and leaves it as it was.
   MetricsLog(const std::filesystem::path& file, std::int64_t last_step);
+  /// On a full disk: see AppendedFile.
   void write(const StepMetrics& metrics);
 
  private:
-  std::ofstream out_;
+  std::optional<AppendedFile> out_;
 };
 
 /// One readable line, ETA for `steps_left` more included.

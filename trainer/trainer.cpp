@@ -288,6 +288,18 @@ EvaluationResult Trainer::evaluate_validation() {
 }
 
 TrainingResult Trainer::run() {
+  try {
+    return run_steps();
+  } catch (const std::exception& error) {
+    // A slow disk may hold this rank longer than the others wait for it, and then nothing but their
+    // messages would be seen.
+    if (writer_->is_saving())
+      spdlog::error("{} (this rank ends once its part of a checkpoint is written)", error.what());
+    throw;
+  }
+}
+
+TrainingResult Trainer::run_steps() {
   const auto run_start = Clock::now();
   const std::int64_t total = config_.total_steps();
   const std::int64_t first_step = step_;
@@ -307,7 +319,9 @@ TrainingResult Trainer::run() {
     StepMetrics metrics = train_step();
     result.loss = metrics.loss;  // none where nothing was left to do
     step_seconds += metrics.step_seconds;
-    if (data_.validation && due(config_.trainer.eval_every)) {
+    // Who asks a run to stop gives it time for a checkpoint, not for an evaluation.
+    const bool stops_early = stop_requested_ && step_ < total;
+    if (data_.validation && due(config_.trainer.eval_every) && !stops_early) {
       const EvaluationResult evaluation = evaluate_validation();
       validation_loss_ = metrics.validation_loss = evaluation.loss;
       spdlog::info(

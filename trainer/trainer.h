@@ -83,6 +83,7 @@ class Trainer {
   DistributedOptimizer& fgram_optimizer() { return *fgram_optimizer_; }
 
  private:
+  TrainingResult run_steps();
   bool has_fgrams() const { return fgram_model_ != nullptr; }
   void print_start(double peak) const;
   void resume();

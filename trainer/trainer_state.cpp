@@ -148,11 +148,11 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
   const bool had_fgrams = saved.model.at("fgram").at("layers").get<std::int64_t>() > 0;
   const bool both_have_fgrams = had_fgrams && has_fgrams();
   read_slices(checkpoint, state(false, both_have_fgrams));
-  main_optimizer_->take_state();
-  if (both_have_fgrams) fgram_optimizer_->take_state();
   step_ = saved.step;
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
+  main_optimizer_->take_state(updates_);
+  if (both_have_fgrams) fgram_optimizer_->take_state(updates_);
   data_state_ = {saved.data.at("epoch"), saved.data.at("sample")};
   const std::int64_t samples =
       SampleOrder(*data_.train, config_.trainer.sequence_length, config_.run.seed, true)

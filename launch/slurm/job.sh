@@ -4,6 +4,7 @@
 #   SCONE             the program; default: build/scone of this repository
 #   SCONE_LAUNCHER    srun (default) or mpirun: what starts the ranks
 #   SCONE_SRUN_MPI    srun's --mpi; default: pmix (srun --mpi=list says what there is)
+#   SCONE_MOST_FRUITLESS    starts in a row that a signal may end before anything was saved; default: 5
 # SIGTERM and SIGUSR1, which --signal=B:USR1@SECONDS sends before the job's time is over, reach the ranks as SIGUSR1.
 set -euo pipefail
 launch=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,6 +23,15 @@ on_signal() {
   if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi
 }
 trap on_signal TERM USR1
+# A command of Slurm's, up to six times, ten seconds apart: its controller may be too busy to answer.
+ask_slurm() {
+  local pause
+  for pause in 10 10 10 10 10 ''; do
+    "$@" && return
+    [ -z "$pause" ] || sleep "$pause"
+  done
+  return 1
+}
 case ${SCONE_LAUNCHER:-srun} in
   # A rank that was killed leaves the others waiting, so srun ends them a minute after the first has ended; not at once, as the ranks of a
   # run that has saved do not all end in the same moment.
@@ -71,12 +81,24 @@ if [ "$code" = 0 ] && [ "$word" != started ]; then
   exit 1
 fi
 
-# Also what the signal killed, a run that had not begun or a bake: started again, both go on.
-if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && [ -n "$signalled" ]; }; then
-  state=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
+# Also what the signal killed, a run that had not begun or a bake: started again, both go on. But not for ever: where the signal comes
+# before anything can be saved, each start is as fruitless as the one before. A bake keeps the rows that it has finished.
+again='' fruitless=0 record=$PWD/.scone-job-$SLURM_JOB_ID.fruitless
+if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && [ -n "$signalled" ]; }; then again=1; fi
+if [ -n "$again" ] && { [ "$code" != 75 ] || [ -z "$child" ]; } && [ "${1:-}" != bake ]; then
+  fruitless=$(($(cat "$record" 2>/dev/null || echo 0) + 1))
+fi
+if [ "$fruitless" -gt "${SCONE_MOST_FRUITLESS:-5}" ]; then
+  echo "job.sh: $fruitless starts in a row were ended by a signal before anything was saved: not requeued; give the job more time" \
+    "(--time), or let the signal come later (--signal)" >&2
+  again=''
+fi
+if [ -n "$again" ] && [ "$fruitless" -gt 0 ]; then echo "$fruitless" >"$record" || true; else rm -f "$record"; fi
+if [ -n "$again" ]; then
+  state=$(ask_slurm squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
   if [ "$state" = RUNNING ]; then # not where it was cancelled
     echo "job.sh: stopped by a signal (exit code $code): back into the queue" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    ask_slurm scontrol requeue "$SLURM_JOB_ID"
   else
     echo "job.sh: stopped by a signal (exit code $code), but the job is ${state:-gone}: not requeued" >&2
   fi

@@ -19,8 +19,8 @@ struct PointResult {
   std::optional<double> loss, perplexity, bits_per_byte;  // of the evaluation; none: not yet
   std::optional<double> baked_loss, baked_perplexity;
   std::optional<double> table_bytes;  // of the bundle's f-gram table and its index
-  double training_flops = 0;   // of both models, forward and backward, of the steps so far
-  double nodes_per_token = 0;  // computed by the f-gram model, mean over the steps
+  double training_flops = 0;          // of both models, forward and backward, of the steps so far
+  double nodes_per_token = 0;         // computed by the f-gram model, mean over the steps
   double training_seconds = 0, tokens_per_second = 0;
   /// (tokens, loss), thinned.
   std::vector<std::pair<double, double>> training_curve, validation_curve;

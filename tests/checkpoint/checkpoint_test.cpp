@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_manifest.h"
 #include "checkpoint/durable_file.h"
 #include "parallel/error.h"
@@ -134,6 +135,38 @@ TEST(Checkpoint, FindsTheNewestValidOne) {
   EXPECT_EQ(find_checkpoint(folder / "step-00000009/"), folder / "step-00000009");
   EXPECT_FALSE(find_checkpoint(folder / "step-00000013"));
   EXPECT_FALSE(find_checkpoint(run.path() / "nowhere"));
+}
+
+// Or a run would begin anew at a moment's trouble with its disk. A link to itself stands for one
+// that cannot be read.
+TEST(Checkpoint, AFolderThatCannotBeReadIsNotOneWithoutCheckpoints) {
+  const TemporaryFolder folder;
+  const fs::path checkpoints = folder.path() / "checkpoints";
+  EXPECT_FALSE(find_checkpoint(folder.path()));
+  fs::create_symlink("checkpoints", checkpoints);
+  const auto refused = [&](const char* why) {
+    try {
+      find_checkpoint(folder.path());
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), ::testing::AllOf(HasSubstr(checkpoints.string()), HasSubstr(why)));
+    }
+  };
+  refused("Too many levels of symbolic links");
+  EXPECT_THROW(list_checkpoints(checkpoints), InputError);
+  fs::remove(checkpoints);
+  std::ofstream(checkpoints) << "a file";
+  refused("expected a folder of checkpoints: it is none");
+  fs::remove(checkpoints);
+  fs::create_symlink("elsewhere", checkpoints);  // which is not mounted
+  refused("No such file or directory");
+  fs::remove(checkpoints);
+
+  const fs::path saved = write_step(checkpoints, 5);
+  fs::create_symlink("step-00000007", checkpoints / "step-00000007");
+  std::vector<std::string> skipped;
+  EXPECT_EQ(find_checkpoint(folder.path(), &skipped), saved);
+  EXPECT_THAT(skipped, ::testing::ElementsAre(HasSubstr("step-00000007")));
 }
 
 TEST(Checkpoint, RejectsAForeignManifest) {

@@ -181,6 +181,31 @@ TEST(CheckpointWriter, FilesAreHdf5OfTheBoxesAndIdleRanksWriteNone) {
   EXPECT_EQ(values[5], element("parameters/main.a", 6 + 3));
 }
 
+// A process that reads what many ranks wrote may have fewer files open than they were.
+TEST(SliceFileReader, NeedsFewOpenFiles) {
+  const TemporaryFolder folder;
+  constexpr int kFiles = 300;
+  const TensorSlice slice = make_slice("t", {2}, {{0}, {2}}, true);
+  SliceFile written;
+  for (int rank = 0; rank < kFiles; ++rank)
+    written = write_slice_file(folder.path() / slice_file_name(rank), std::span(&slice, 1));
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit few{kFiles, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  TensorSlice read = make_slice("t", {2}, {{0}, {2}}, false);
+  try {
+    SliceFileReader reader(folder.path());
+    for (int round = 0; round < 2; ++round)
+      for (int rank = 0; rank < kFiles; ++rank)
+        EXPECT_EQ(reader.read(slice_file_name(rank), written.offsets[0], {{0}, {2}}, read), 2);
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << error.what();
+  }
+  setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_TRUE(std::ranges::equal(read.values.span<float>(), slice.values.span<float>()));
+}
+
 TEST(CheckpointWriter, RefusesBoxesThatDoNotMakeTheTensorOnAllRanks) {
   const TemporaryFolder folder;
   const auto slice = [](const Shape& shape, const Box& box) {

@@ -3,6 +3,8 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 find_python
+job=
+trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
 
 documents 13 300 80 >text.jsonl
 head -n 200 text.jsonl >a.jsonl
@@ -31,6 +33,22 @@ ends 2 "data.train is not what the run began with" "$scone" train run.yaml train
   'data.train=[{path: a/train, weight: 0.5}, {path: b/train, weight: 0.5}]'
 ends 2 "never be drawn" "$scone" train run.yaml run.folder=bad \
   'data.train=[{path: a/train, weight: 1}, {path: b/train, weight: 1000000}]'
+
+# A shard that is cut short while a run reads it, which stands for a disk that fails: the bus error names it.
+cp -r b cut
+"$scone" train run.yaml run.folder=cut-run data.train=cut/train trainer.steps=1000000 >cut.log 2>&1 &
+job=$!
+for _ in $(seq 300); do
+  [ -s cut-run/metrics.jsonl ] && break
+  sleep 0.1
+done
+truncate -s 4096 cut/train/shard-00000.h5
+code=0
+wait "$job" || code=$?
+job=
+[ "$code" = 135 ] || fail "a run whose shard was cut ended with $code, expected 135: $(cat cut.log)"
+grep -qE "^scone: error: $folder/cut/train/shard-00000.h5: cannot be read at byte [0-9]+ \(bus error\): the file was cut" cut.log ||
+  fail "the cut shard is not named: $(cat cut.log)"
 
 ends 0 "a/train/shards.json: list of shards, all .* are as listed" "$scone" inspect a
 

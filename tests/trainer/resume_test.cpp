@@ -3,11 +3,15 @@
 #include <omp.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
+#include <string>
 
 #include "checkpoint/checkpoint.h"
 #include "model/ops/ops.h"
@@ -86,6 +90,26 @@ TEST(Resume, OnTheSameGridBitForBit) {
   }
 }
 
+// bf16 copies that are rounded at random are those of the last update, skipped steps or not.
+TEST(Resume, BitForBitWithStochasticRounding) {
+  const TinyData data;
+  for (const int ranks : {1, 2}) {
+    RunConfig whole = steady_run(data, "whole" + std::to_string(ranks));
+    RunConfig parts = steady_run(data, "parts" + std::to_string(ranks));
+    for (RunConfig* config : {&whole, &parts}) {
+      config->compute.dtype = DType::bf16;
+      config->optimizer.stochastic_rounding = true;
+      config->optimizer.peak_lr = 1e-3;
+      config->parallel.main.zero = config->parallel.fgram.zero = 1;
+      config->parallel.bucket_elements = 1000;
+    }
+    const auto expected = more_steps(whole, ranks, 8);
+    std::vector<double> found = more_steps(parts, ranks, 5);
+    for (const double loss : more_steps(parts, ranks, 3)) found.push_back(loss);
+    EXPECT_EQ(found, expected);
+  }
+}
+
 TEST(Resume, WithAnFgramModelMoreOrLess) {
   const TinyData data;
   const RunConfig baseline = steady_run(data, "run", 0), scone = steady_run(data, "run", 2);
@@ -119,6 +143,27 @@ TEST(Resume, ARunOutOfTimeSavesAndStops) {
     }
     world.barrier();
   });
+}
+
+// The seconds that a run is given to stop are for its checkpoint.
+TEST(Resume, ARunThatStopsEarlyDoesNotEvaluate) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 1'000'000;
+  config.trainer.eval_every = 1;
+  config.run.time_limit = 1e-9;
+  std::filesystem::create_directories(config.run.folder);
+  const auto self = make_self_communicator();
+  {
+    Trainer trainer(config, cpu_backend(), *self);
+    const TrainingResult result = trainer.run();
+    EXPECT_TRUE(result.stopped_early);
+    EXPECT_EQ(result.step, 1);
+    EXPECT_FALSE(result.validation_loss);
+  }
+  config.trainer.steps = 2;  // a run that is done is evaluated all the same
+  Trainer trainer(config, cpu_backend(), *self);
+  EXPECT_TRUE(trainer.run().validation_loss);
 }
 
 TEST(Resume, PermanentCheckpointsStay) {
@@ -156,15 +201,93 @@ TEST(Resume, AnOutlierIsSkippedAlikeOnAllRanks) {
   });
 }
 
+/// While it lives, what is logged goes here.
+class KeptLog {
+ public:
+  KeptLog() {
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text_)));
+  }
+  ~KeptLog() { spdlog::set_default_logger(before_); }
+  KeptLog(const KeptLog&) = delete;
+  KeptLog& operator=(const KeptLog&) = delete;
+  std::string text() const { return text_.str(); }
+
+ private:
+  std::ostringstream text_;
+  std::shared_ptr<spdlog::logger> before_ = spdlog::default_logger();
+};
+
+TEST(Resume, AnErrorIsToldBeforeTheSaveUnderWayIsWaitedFor) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.checkpoint.async = true;
+  std::filesystem::create_directories(config.run.folder);
+  const KeptLog log;
+  std::string told;  // before the writer is waited for, which happens in the trainer's destructor
+  EXPECT_THROW(run_as_threads(2,
+                              [&](Communicator& world) {
+                                omp_set_num_threads(1);
+                                Trainer trainer(config, cpu_backend(), world);
+                                if (world.rank() == 0) {
+                                  trainer.save_checkpoint();  // waits for the other rank's part
+                                  trainer.call_in_step([](std::int64_t) {
+                                    throw std::runtime_error("rank 0 has enough");
+                                  });
+                                }
+                                try {
+                                  trainer.run();
+                                } catch (const std::exception&) {
+                                  if (world.rank() == 0) told = log.text();
+                                  throw;
+                                }
+                              }),
+               std::runtime_error);
+  EXPECT_THAT(told, ::testing::HasSubstr("rank 0 has enough"));
+}
+
+// The limit on files stands for a full disk.
+TEST(Resume, ARunGoesOnWhereNothingCanBeWritten) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 6;
+  config.checkpoint.every = 2;
+  config.logging.tensorboard = true;
+  std::filesystem::create_directories(config.run.folder);
+  std::signal(SIGXFSZ, SIG_IGN);
+  const auto self = make_self_communicator();
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  std::string error;
+  {
+    const KeptLog log;
+    Trainer trainer(config, cpu_backend(), *self);
+    const rlimit full{700, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+    try {
+      trainer.run();
+    } catch (const std::exception& thrown) {
+      error = thrown.what();
+    }
+    setrlimit(RLIMIT_FSIZE, &before);
+    EXPECT_THAT(log.text(), ::testing::HasSubstr("metrics.jsonl: cannot be written: File too "
+                                                 "large; training goes on"));
+    EXPECT_THAT(log.text(), ::testing::HasSubstr("checkpoint of step 6 was not saved"));
+  }
+  EXPECT_THAT(error, ::testing::HasSubstr("the last checkpoint was not saved"));
+  std::ifstream lines(config.run.folder + "/metrics.jsonl");
+  std::int64_t step = 0;
+  for (std::string line; std::getline(lines, line);)
+    EXPECT_EQ(nlohmann::json::parse(line).at("step"), ++step);
+  EXPECT_EQ(step, 6);
+}
+
 TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
   const TinyData data;
   RunConfig config = steady_run(data, "run");
   config.checkpoint.async = true;
   std::filesystem::create_directories(config.run.folder);
-  std::ostringstream log;
-  const auto before = spdlog::default_logger();
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  const KeptLog log;
   const auto self = make_self_communicator();
   try {
     Trainer trainer(config, cpu_backend(), *self);
@@ -175,9 +298,9 @@ TEST(Resume, AFailedSaveIsToldThoughTheRunEndsByAnError) {
   } catch (const std::runtime_error& error) {
     EXPECT_STREQ(error.what(), "the run ends");
   }
-  spdlog::set_default_logger(before);
-  EXPECT_THAT(log.str(), ::testing::HasSubstr("checkpoint of step 1 was not saved, the ones before "
-                                              "it stay: "));
+  EXPECT_THAT(log.text(),
+              ::testing::HasSubstr("checkpoint of step 1 was not saved, the ones before "
+                                   "it stay: "));
 }
 
 }  // namespace

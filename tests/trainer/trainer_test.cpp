@@ -130,6 +130,20 @@ TEST(MetricsLog, DropsLinesWithoutAStepThatCounts) {
   EXPECT_FALSE(std::getline(lines, second)) << second;
 }
 
+// A file whose reading fails (here by EIO) is not taken for an empty one.
+TEST(MetricsLog, LeavesAFileThatItCannotRead) {
+  const TinyData data;
+  const auto path = data.folder() / "metrics.jsonl";
+  std::filesystem::create_symlink("/proc/self/mem", path);
+  try {
+    MetricsLog log(path, 2);
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("what it holds cannot be read"));
+  }
+  EXPECT_TRUE(std::filesystem::is_symlink(path));
+}
+
 TEST(Trainer, ASignalSavesAndStops) {
   const TinyData data;
   const auto self = make_self_communicator();

@@ -70,11 +70,11 @@ TensorboardLog::TensorboardLog(const fs::path& folder, std::int64_t last_step) {
       seconds = std::max(seconds, seconds_of(file) + 1);
       forget_later_steps(file, last_step);
     }
-    file_ = folder / fmt::format("{}{:010}.{}.{}.0", name_begin, seconds, host(), getpid());
-    out_.open(file_, std::ios::binary | std::ios::trunc);
-    out_ << frame_event(encode_file_version(wall_time))
-         << frame_event(encode_session_start(wall_time, last_step + 1)) << std::flush;
-    if (!out_) problem = file_.string() + " cannot be written";
+    const fs::path file =
+        folder / fmt::format("{}{:010}.{}.{}.0", name_begin, seconds, host(), getpid());
+    out_.emplace(file, true);
+    out_->add(frame_event(encode_file_version(wall_time)) +
+              frame_event(encode_session_start(wall_time, last_step + 1)));
   } catch (const std::exception& error) {
     problem = error.what();
   }
@@ -89,10 +89,7 @@ void TensorboardLog::write(const StepMetrics& metrics) {
   const nlohmann::json numbers = to_json(metrics);
   for (const auto& [name, value] : numbers.items())
     if (value.is_number() && name != "step") scalars.push_back({name, value.get<float>()});
-  out_ << frame_event(encode_scalars(metrics.wall_time, metrics.step, scalars)) << std::flush;
-  if (!out_)
-    throw std::runtime_error(
-        fmt::format("{}: cannot be written; is the disk full?", file_.string()));
+  out_->add(frame_event(encode_scalars(metrics.wall_time, metrics.step, scalars)));
 }
 
 }  // namespace scone

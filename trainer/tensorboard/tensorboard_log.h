@@ -2,8 +2,9 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <optional>
 
+#include "trainer/appended_file.h"
 #include "trainer/metrics.h"
 
 namespace scone {
@@ -16,12 +17,11 @@ class TensorboardLog {
   /// which a resumed run repeats, and removes a file that is empty then. Throws InputError where
   /// the folder cannot be written.
   TensorboardLog(const std::filesystem::path& folder, std::int64_t last_step);
-  /// Throws std::runtime_error where it cannot be written.
+  /// On a full disk: see AppendedFile.
   void write(const StepMetrics& metrics);
 
  private:
-  std::filesystem::path file_;
-  std::ofstream out_;
+  std::optional<AppendedFile> out_;
 };
 
 }  // namespace scone
