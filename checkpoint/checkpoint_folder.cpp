@@ -87,7 +87,8 @@ void prepare_checkpoint_folder(const fs::path& checkpoints, std::int64_t step) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with(kStepPrefix) && name.ends_with(kTemporary)) stale.push_back(entry.path());
   }
-  for (const fs::path& path : stale) fs::remove_all(path);
+  std::error_code ignored;  // an NFS keeps what a process still has open; the next save tries again
+  for (const fs::path& path : stale) fs::remove_all(path, ignored);
   fs::create_directory(temporary_folder(checkpoints, step));
 }
 
