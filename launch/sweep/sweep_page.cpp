@@ -34,7 +34,7 @@ figure details { font-size: .85rem; margin-top: .4rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th { font-weight: 600; line-height: 1.25; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem; margin: .5rem 0; overflow-x: auto;
   font-size: .85rem; line-height: 1.45; }
 summary { cursor: pointer; }
