@@ -21,8 +21,9 @@ std::map<std::int64_t, std::filesystem::path> list_checkpoints(
 /// The temporary folder that the checkpoint of a step is written in.
 std::filesystem::path temporary_folder(const std::filesystem::path& checkpoints, std::int64_t step);
 
-/// Makes the checkpoints folder, removes what killed writers left in it (a checkpoint set aside is
-/// put back first), and makes the step's temporary folder. Throws std::exception.
+/// Makes the checkpoints folder, removes what it can of what killed writers left in it (a
+/// checkpoint set aside is put back first), and makes the step's temporary folder. Throws
+/// std::exception.
 void prepare_checkpoint_folder(const std::filesystem::path& checkpoints, std::int64_t step);
 
 /// Puts the finished temporary folder in its place, where an older checkpoint of the step may be,

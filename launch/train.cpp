@@ -163,8 +163,7 @@ void warn_of_warm_up(const RunConfig& config) {
   if (config.optimizer.warmup_steps <= config.total_steps()) return;
   spdlog::warn(
       "optimizer.warmup_steps {} are more than the run's {} steps, so the learning rate ends "
-      "before "
-      "optimizer.peak_lr; set fewer",
+      "before optimizer.peak_lr; set fewer",
       config.optimizer.warmup_steps, config.total_steps());
 }
 

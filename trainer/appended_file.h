@@ -20,8 +20,6 @@ class AppendedFile {
   AppendedFile& operator=(const AppendedFile&) = delete;
 
   void add(std::string_view bytes);
-  /// Bytes that could not be written yet.
-  std::size_t waiting() const { return waiting_.size(); }
 
  private:
   /// Writes as much as can be; 0, or the error that ended it.

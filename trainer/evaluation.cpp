@@ -12,6 +12,7 @@
 #include "parallel/error.h"
 
 namespace scone {
+
 std::unique_ptr<Tokenizer> load_corpus_tokenizer(const TokenCorpus& corpus) {
   auto tokenizer = load_tokenizer(corpus.tokenizer_path());
   if (tokenizer->fingerprint() != corpus.tokenizer_fingerprint())

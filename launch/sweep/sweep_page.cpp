@@ -269,8 +269,8 @@ std::string make_page(const SweepResults& results, const std::string& sweep_file
 {plots}</div>
 <h2>Settings</h2>
 <p class="soft">Mean over the seeds ± half of their range. Parameters: f-gram model, main model, and the main model without
-its token embedding. Training FLOPs: forward and backward of both models, and that by the main model's alone. FLOPs a token: of inference, where
-f-grams come from a table, whose bytes are those of rows and index.</p>
+its token embedding. Training FLOPs: forward and backward of both models, and that by the main model's alone. FLOPs a token:
+of inference, where f-grams come from a table, whose bytes are those of rows and index.</p>
 {settings}<h2>Runs</h2>
 {points}{failures}<h2>The sweep</h2>
 <details><summary>sweep.yaml</summary><pre>{file}</pre></details>
