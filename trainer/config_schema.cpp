@@ -318,6 +318,7 @@ std::vector<ConfigField> make_fields() {
             "none, attention, block: what the main model's backward computes again");
 
   SCONE_KEY(optimizer.peak_lr, "AdamW's learning rate at the end of the warm-up");
+  SCONE_KEY(optimizer.fgram_lr_ratio, "the f-gram model's learning rate over all else's");
   SCONE_KEY(optimizer.betas, "decay of the gradient's first and second moment");
   SCONE_KEY(optimizer.epsilon, "added to the root of the second moment");
   SCONE_KEY(optimizer.weight_decay, "of matrices");

@@ -284,6 +284,8 @@ void check_optimizer(const ConfigReader& reader) {
   };
   auto text = [](double value) { return fmt::format("{}", value); };
   check(optimizer.peak_lr > 0, "peak_lr", "a number above 0", text(optimizer.peak_lr));
+  check(optimizer.fgram_lr_ratio > 0, "fgram_lr_ratio", "a number above 0",
+        text(optimizer.fgram_lr_ratio));
   check(
       optimizer.betas.size() == 2 && std::all_of(optimizer.betas.begin(), optimizer.betas.end(),
                                                  [](double beta) { return beta >= 0 && beta < 1; }),

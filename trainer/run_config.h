@@ -62,6 +62,7 @@ struct RunConfig {
   } compute;
   struct {
     double peak_lr = 6e-4;
+    double fgram_lr_ratio = 1;  // the f-gram model's learning rate over everything else's
     std::vector<double> betas = {0.9, 0.95};
     double epsilon = 1e-8;
     double weight_decay = 0.1;

@@ -256,7 +256,8 @@ void Trainer::update_parameters(StepMetrics& metrics) {
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
   ++updates_;
   main_optimizer_->step(updates_, metrics.lr, scale);
-  if (has_fgrams()) fgram_optimizer_->step(updates_, metrics.lr, scale);
+  if (has_fgrams())
+    fgram_optimizer_->step(updates_, metrics.lr * config_.optimizer.fgram_lr_ratio, scale);
 }
 
 void Trainer::count_work(StepMetrics& metrics) const {

@@ -213,6 +213,7 @@ TEST_F(RunConfigTest, ImpossibleCombinationsNameTheMend) {
   EXPECT_THAT(override_error("optimizer.betas=[0.9, 1]"), HasSubstr("found [0.9, 1]"));
   EXPECT_THAT(override_error("optimizer.peak_lr=0"), HasSubstr("above 0, found 0"));
   EXPECT_THAT(override_error("optimizer.final_lr_ratio=1.5"), HasSubstr("from 0 to 1"));
+  EXPECT_THAT(override_error("optimizer.fgram_lr_ratio=0"), HasSubstr("above 0"));
   EXPECT_THAT(override_error("data.train=[]"), HasSubstr("empty list"));
 }
 

@@ -258,6 +258,34 @@ TEST(Sampler, HonoursItsOptions) {
   EXPECT_THROW(Sampler({.top_p = 0}), InputError);
 }
 
+// The first update of AdamW without weight decay moves each value by the learning rate.
+TEST(Trainer, TheFgramModelHasALearningRateOfItsOwn) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 2);
+  config.optimizer.weight_decay = 0;
+  const auto moves = [&](double ratio) {
+    config.optimizer.fgram_lr_ratio = ratio;
+    Trainer trainer(config, cpu_backend(), *self);
+    const std::vector<float> before = parameters_of(trainer);
+    const auto main = static_cast<std::size_t>(trainer.main_parameters().elements());
+    trainer.train_step();
+    const std::vector<float> after = parameters_of(trainer);
+    float most_main = 0, most_fgram = 0;
+    for (std::size_t i = 0; i < after.size(); ++i) {
+      float& most = i < main ? most_main : most_fgram;
+      most = std::max(most, std::abs(after[i] - before[i]));
+    }
+    return std::pair(most_main, most_fgram);
+  };
+  const auto lr = static_cast<float>(learning_rate(config, 0));
+  for (const float ratio : {1.0F, 0.25F}) {
+    const auto [main, fgram] = moves(ratio);
+    EXPECT_NEAR(main, lr, 0.01 * lr) << ratio;
+    EXPECT_NEAR(fgram, lr * ratio, 0.01 * lr * ratio) << ratio;
+  }
+}
+
 TEST(LearningRate, Schedules) {
   RunConfig config;
   config.trainer.steps = 100;
