@@ -28,7 +28,8 @@ def collect(sweep, to):
         folder = to / "points" / point.name
         folder.mkdir(parents=True, exist_ok=True)
         for path in [*point.glob("*.json"), *point.glob("*.yaml")]:
-            shutil.copy(path, folder)
+            here = f"{pathlib.Path.cwd()}/"  # a bake's result holds the whole path of its checkpoint
+            (folder / path.name).write_text(path.read_text().replace(here, ""))
         (folder / "metrics.jsonl").write_text(thinned(point / "metrics.jsonl"))
         print(point.name)
 
