@@ -18,6 +18,7 @@ def thinned(metrics):
 
 
 def collect(sweep, to):
+    here = f"{pathlib.Path.cwd()}/"  # a bake's result holds the whole path of its checkpoint
     to.mkdir(parents=True, exist_ok=True)
     for path in sorted(sweep.glob("*.json")) + sorted(sweep.glob("results.csv")):
         shutil.copy(path, to)
@@ -28,7 +29,6 @@ def collect(sweep, to):
         folder = to / "points" / point.name
         folder.mkdir(parents=True, exist_ok=True)
         for path in [*point.glob("*.json"), *point.glob("*.yaml")]:
-            here = f"{pathlib.Path.cwd()}/"  # a bake's result holds the whole path of its checkpoint
             (folder / path.name).write_text(path.read_text().replace(here, ""))
         (folder / "metrics.jsonl").write_text(thinned(point / "metrics.jsonl"))
         print(point.name)
