@@ -347,6 +347,7 @@ std::vector<ConfigField> make_fields() {
   SCONE_KEY(checkpoint.keep, "newest ones that stay; 0: all");
   SCONE_KEY(checkpoint.permanent_every, "steps; checkpoints of these multiples stay; 0: none");
   SCONE_KEY(checkpoint.async, "written while training goes on");
+  SCONE_KEY(checkpoint.check_replicas, "save only where ranks that hold the same parameters agree");
 
   SCONE_KEY(logging.every, "steps between lines on the terminal");
   SCONE_KEY(logging.metrics, "in run.folder; one JSON object a step");

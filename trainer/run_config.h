@@ -92,6 +92,7 @@ struct RunConfig {
     int keep = 2;
     std::int64_t permanent_every = 0;  // steps; 0: none
     bool async = false;
+    bool check_replicas = true;
   } checkpoint;
   struct {
     std::int64_t every = 10;

@@ -61,7 +61,8 @@ class Trainer {
   /// One step on the next batch of the stream (for run and tests).
   StepMetrics train_step();
   EvaluationResult evaluate_validation();
-  /// Saves, in the background with checkpoint.async. A save that fails is a warning.
+  /// Saves, in the background with checkpoint.async. A save that fails is a warning. Throws
+  /// std::runtime_error, before anything is written, where replicas differ (check_replicas).
   void save_checkpoint();
   /// Waits for a save in the background. Throws std::runtime_error where the last one failed.
   void finish_checkpoint();

@@ -10,6 +10,7 @@
 #include "parallel/agreed_errors.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
+#include "trainer/replica_check.h"
 #include "trainer/resume_settings.h"
 #include "trainer/trainer.h"
 
@@ -92,6 +93,10 @@ CheckpointManifest Trainer::manifest() const {
 
 void Trainer::save_checkpoint() {
   const Phase phase("checkpoint");
+  if (config_.checkpoint.check_replicas) {
+    check_replicas(main_parameters_, grids_.main, backend_, world_);
+    if (has_fgrams()) check_replicas(fgram_parameters_, grids_.fgram, backend_, world_);
+  }
   writer_->save(manifest(), state(true, has_fgrams()));
   report_saves();
 }
