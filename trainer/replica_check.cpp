@@ -5,9 +5,12 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <map>
+#include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "parallel/agreed_errors.h"
@@ -86,10 +89,9 @@ void check_replicas(const ParameterSet& parameters, const ProcessGrid& grid, Bac
             fmt::format("rank{} {}", ranks.size() > 1 ? "s" : "", fmt::join(ranks, ", ")));
       throw std::runtime_error(fmt::format(
           "replicas of the {} model differ, in {} of {} parameters, first in {}: {}; nothing was "
-          "saved, "
-          "start again to go on from the last checkpoint. Memory or network is at fault, or "
-          "processors of several kinds compute differently, which checkpoint.check_replicas: false "
-          "allows",
+          "saved, start again to go on from the last checkpoint. Memory or network is at fault, "
+          "or processors of several kinds compute differently, which checkpoint.check_replicas: "
+          "false allows",
           grid.model(), difference.parameters, hashes.size(),
           parameters.spec(difference.first).name, fmt::join(agree, " against ")));
     }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "tiny_data.h"
@@ -92,7 +93,6 @@ TEST(ReplicaCheck, IsLeftOutWhereAskedTo) {
   EXPECT_TRUE(find_checkpoint(config.run.folder).has_value());
 }
 
-// What the ranks of a shard hold of the others' is another part, and nobody compares it.
 TEST(ReplicaCheck, AgreesAfterStepsOnAnyGrid) {
   const TinyData data;
   int number = 0;
