@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -10,7 +11,6 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,9 +44,18 @@ void require_alone(const CommandContext& context) {
         "file says how many ranks a run has)");
 }
 
-std::optional<SweepResults> earlier_results(const SweepConfig& sweep) {
-  if (!std::filesystem::exists(std::filesystem::path(sweep.folder) / "sweep.json")) return {};
-  return read_results(sweep.folder);
+/// Of this sweep's points, and of those that an earlier form of it had in its folder.
+SweepResults earlier_results(const SweepConfig& sweep, const std::vector<SweepPoint>& points) {
+  SweepRecord record = record_of(sweep, points);
+  if (std::filesystem::exists(std::filesystem::path(sweep.folder) / "sweep.json")) {
+    const std::size_t own = record.points.size();
+    for (RecordedPoint& point : read_sweep_record(sweep.folder).points)
+      if (std::none_of(record.points.begin(),
+                       record.points.begin() + static_cast<std::ptrdiff_t>(own),
+                       [&](const RecordedPoint& other) { return other.name == point.name; }))
+        record.points.push_back(std::move(point));
+  }
+  return read_results(sweep.folder, std::move(record));
 }
 
 int run_slurm(const SweepConfig& sweep, const std::vector<SweepPoint>& points,
@@ -105,8 +114,7 @@ int run_sweep(const std::string& file, bool dry_run, CommandContext& context) {
   describe_points(points);
   check_owner(sweep);
   check_unchanged(sweep, points);
-  const auto earlier = earlier_results(sweep);
-  const std::string plan = format_plan(sweep, points, earlier ? &*earlier : nullptr);
+  const std::string plan = format_plan(sweep, points, earlier_results(sweep, points));
   if (!context.json) fmt::print("{}", plan);
   std::fflush(stdout);
   if (dry_run) {
@@ -130,7 +138,7 @@ int run_sweep(const std::string& file, bool dry_run, CommandContext& context) {
 int run_status(const std::string& folder, bool watch, CommandContext& context) {
   const bool terminal = ::isatty(STDOUT_FILENO) != 0;
   while (true) {
-    const auto statuses = read_status(folder);
+    const auto statuses = read_status(folder, read_sweep_record(folder));
     if (!context.json)
       fmt::print("{}{}", watch && terminal ? "\033[H\033[2J" : "", format_table(statuses));
     std::fflush(stdout);
@@ -147,7 +155,7 @@ int run_status(const std::string& folder, bool watch, CommandContext& context) {
 
 int run_report(const std::string& name, CommandContext& context) {
   const std::filesystem::path folder = name;
-  const SweepResults results = read_results(folder);
+  const SweepResults results = read_results(folder, read_sweep_record(folder));
   std::ifstream file(folder / "sweep.yaml", std::ios::binary);
   const std::string yaml{std::istreambuf_iterator<char>(file), {}};
   replace_file(folder / "results.csv", to_csv(results));

@@ -220,7 +220,7 @@ void LocalRunner::report_running() {
   const auto now = std::chrono::steady_clock::now();
   if (now - reported_ < kReportEvery) return;
   reported_ = now;
-  for (const PointStatus& status : read_status(sweep_.folder))
+  for (const PointStatus& status : read_status(sweep_.folder, read_sweep_record(sweep_.folder)))
     if (status.state == "running") spdlog::info("{}", describe(status));
 }
 

@@ -152,20 +152,12 @@ std::vector<std::string> points_left_out(const SweepConfig& sweep,
   return names;
 }
 
-void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& points) {
-  const fs::path folder = sweep.folder;
+SweepRecord record_of(const SweepConfig& sweep, const std::vector<SweepPoint>& points) {
   SweepRecord record{sweep.name,
                      sweep.run,
                      std::holds_alternative<LocalLauncher>(sweep.launcher) ? "local" : "slurm",
                      {}};
   for (const SweepPoint& point : points) {
-    const fs::path run = point_folder(folder, point.name);
-    std::error_code error;
-    fs::create_directories(run, error);
-    if (error)
-      throw InputError(fmt::format("{}: folder: {} cannot be made: {}; choose another",
-                                   sweep.file.string(), run.string(), error.message()));
-    replace_file(run / "point.yaml", to_yaml(point.config));
     RecordedPoint recorded{point.name,
                            point.group,
                            point.labels,
@@ -180,8 +172,22 @@ void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& point
     }
     record.points.push_back(std::move(recorded));
   }
+  return record;
+}
+
+void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& points) {
+  const fs::path folder = sweep.folder;
+  for (const SweepPoint& point : points) {
+    const fs::path run = point_folder(folder, point.name);
+    std::error_code error;
+    fs::create_directories(run, error);
+    if (error)
+      throw InputError(fmt::format("{}: folder: {} cannot be made: {}; choose another",
+                                   sweep.file.string(), run.string(), error.message()));
+    replace_file(run / "point.yaml", to_yaml(point.config));
+  }
   replace_file(folder / "sweep.yaml", read_text(sweep.file));
-  replace_file(folder / "sweep.json", Json(record).dump(1) + "\n");
+  replace_file(folder / "sweep.json", Json(record_of(sweep, points)).dump(1) + "\n");
 }
 
 std::vector<StageCommand> stages_of(const SweepConfig& sweep, const SweepPoint& point) {

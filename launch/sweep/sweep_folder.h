@@ -71,6 +71,9 @@ void check_unchanged(const SweepConfig& sweep, const std::vector<SweepPoint>& po
 std::vector<std::string> points_left_out(const SweepConfig& sweep,
                                          const std::vector<SweepPoint>& points);
 
+/// What sweep.json says of these points.
+SweepRecord record_of(const SweepConfig& sweep, const std::vector<SweepPoint>& points);
+
 /// Writes sweep.yaml, sweep.json and each point's point.yaml, whole or not at all. Throws
 /// InputError where the folder cannot be written.
 void write_folder(const SweepConfig& sweep, const std::vector<SweepPoint>& points);

@@ -11,11 +11,9 @@
 namespace scone {
 namespace {
 
-const PointResult* find(const SweepResults* earlier, const std::string& name) {
-  if (earlier == nullptr) return nullptr;
-  for (const PointResult& result : earlier->points)
-    if (result.point.name == name) return &result;
-  return nullptr;
+const PointResult& find(const SweepResults& earlier, const std::string& name) {
+  return *std::find_if(earlier.points.begin(), earlier.points.end(),
+                       [&](const PointResult& result) { return result.point.name == name; });
 }
 
 bool same_shape(const PointFigures& a, const PointFigures& b) {
@@ -25,7 +23,7 @@ bool same_shape(const PointFigures& a, const PointFigures& b) {
 
 }  // namespace
 
-Prediction predict(const SweepPoint& point, int ranks, const SweepResults* earlier) {
+Prediction predict(const SweepPoint& point, int ranks, const SweepResults& earlier) {
   Prediction prediction;
   RunConfig config = point.config;
   config.model.vocabulary_size = point.figures.embedding_parameters / config.model.main.width;
@@ -35,15 +33,14 @@ Prediction predict(const SweepPoint& point, int ranks, const SweepResults* earli
     const MemoryItem& item = memory.item(name);
     prediction.least_bytes += item.main + item.fgram;
   }
-  if (earlier == nullptr) return prediction;
-  for (const PointResult& result : earlier->points)
+  for (const PointResult& result : earlier.points)
     if (result.tokens_per_second > 0 && same_shape(result.point.figures, point.figures))
       prediction.seconds = static_cast<double>(point.figures.tokens) / result.tokens_per_second;
   return prediction;
 }
 
 std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>& points,
-                        const SweepResults* earlier) {
+                        const SweepResults& earlier) {
   std::size_t width = 5;
   for (const SweepPoint& point : points) width = std::max(width, point.name.size());
   const auto row = [&](const auto&... cells) {
@@ -57,16 +54,14 @@ std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>&
   std::size_t finished = 0;
   for (const SweepPoint& point : points) {
     const PointFigures& figures = point.figures;
-    const PointResult* result = find(earlier, point.name);
+    const PointResult& result = find(earlier, point.name);
     const Prediction prediction = predict(point, sweep.ranks(), earlier);
     const double main_flops = 3 * static_cast<double>(figures.tokens) * figures.main_flops;
-    const bool is_finished = result != nullptr && result->finished();
     plan += row(point.name, width, count(figures.tokens), count(figures.main_parameters),
                 count(figures.fgram_parameters), count(figures.fgrams), short_count(main_flops),
                 prediction.seconds ? format_duration(*prediction.seconds) : "unknown",
-                fmt::format(">{}B", count(prediction.least_bytes)),
-                result != nullptr ? result->status.state : "new");
-    if (is_finished) {
+                fmt::format(">{}B", count(prediction.least_bytes)), result.status.state);
+    if (result.finished()) {
       ++finished;
       continue;
     }
@@ -88,6 +83,7 @@ std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>&
       points.size(), finished, short_count(tokens), short_count(flops),
       finished == points.size() ? "0"
       : all_known               ? format_duration(seconds)
+      : seconds > 0             ? "more than " + format_duration(seconds)
                                 : "unknown");
   return plan;
 }

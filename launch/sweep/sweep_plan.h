@@ -18,12 +18,12 @@ struct Prediction {
   std::int64_t least_bytes = 0;
 };
 
-/// earlier: what the sweep's folder holds already; the speed is that of a trained point of the same
-/// models and f-grams.
-Prediction predict(const SweepPoint& point, int ranks, const SweepResults* earlier);
+/// earlier: what the sweep's folder holds, of this sweep's points and of others; the speed is that
+/// of a trained point of the same models and f-grams.
+Prediction predict(const SweepPoint& point, int ranks, const SweepResults& earlier);
 
 /// The plan: a row a point, with tokens, parameters, FLOPs and predictions, and what is done of it.
 std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>& points,
-                        const SweepResults* earlier);
+                        const SweepResults& earlier);
 
 }  // namespace scone

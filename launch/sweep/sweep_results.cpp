@@ -35,17 +35,16 @@ std::vector<std::pair<double, double>> thin(const std::vector<std::pair<double, 
 void read_training(const fs::path& run, PointResult& result) {
   const auto steps = read_metrics(run / result.point.metrics);
   std::vector<std::pair<double, double>> curve;
-  double nodes = 0, tokens = 0, all_seconds = 0, steady_seconds = 0;
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    const double at = number(steps[i], "tokens").value_or(0);
-    const double seconds = number(steps[i], "step_seconds").value_or(0);
-    if (const auto loss = number(steps[i], "loss")) curve.emplace_back(at, *loss);
-    if (const auto loss = number(steps[i], "validation_loss"))
-      result.validation_curve.emplace_back(at, *loss);
-    nodes += number(steps[i], "fgram_nodes_computed_per_token").value_or(0);
-    all_seconds += seconds;
-    if (i > 0) steady_seconds += seconds;  // the first step pays for warming up
-    tokens = at;
+  double nodes = 0, tokens = 0, all_seconds = 0;
+  std::vector<double> seconds;
+  for (const Json& step : steps) {
+    tokens = number(step, "tokens").value_or(0);
+    if (const auto loss = number(step, "loss")) curve.emplace_back(tokens, *loss);
+    if (const auto loss = number(step, "validation_loss"))
+      result.validation_curve.emplace_back(tokens, *loss);
+    nodes += number(step, "fgram_nodes_computed_per_token").value_or(0);
+    seconds.push_back(number(step, "step_seconds").value_or(0));
+    all_seconds += seconds.back();
   }
   if (steps.empty()) return;
   result.training_curve = thin(curve);
@@ -54,8 +53,9 @@ void read_training(const fs::path& run, PointResult& result) {
   const double last_step = number(steps.back(), "step").value_or(lines);
   result.nodes_per_token = nodes / lines;
   result.training_seconds = all_seconds / lines * last_step;
-  if (steady_seconds > 0)
-    result.tokens_per_second = tokens / last_step / (steady_seconds / (lines - 1));
+  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  if (*middle > 0) result.tokens_per_second = tokens / last_step / *middle;
   // A backward pass costs twice the forward pass.
   result.training_flops =
       3 * tokens * result.point.figures.main_flops * result.training_flops_ratio();
@@ -166,10 +166,10 @@ std::vector<SettingResult> SweepResults::settings() const {
   return settings;
 }
 
-SweepResults read_results(const fs::path& folder) {
+SweepResults read_results(const fs::path& folder, SweepRecord record) {
   SweepResults results;
-  results.record = read_sweep_record(folder);
-  const auto statuses = read_status(folder);
+  results.record = std::move(record);
+  const auto statuses = read_status(folder, results.record);
   for (std::size_t i = 0; i < results.record.points.size(); ++i) {
     PointResult result;
     result.point = results.record.points[i];

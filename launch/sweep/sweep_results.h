@@ -21,7 +21,8 @@ struct PointResult {
   std::optional<double> table_bytes;  // of the bundle's f-gram table and its index
   double training_flops = 0;          // of both models, forward and backward, of the steps so far
   double nodes_per_token = 0;         // computed by the f-gram model, mean over the steps
-  double training_seconds = 0, tokens_per_second = 0;
+  double training_seconds = 0;
+  double tokens_per_second = 0;  // of the median step
   /// (tokens, loss), thinned.
   std::vector<std::pair<double, double>> training_curve, validation_curve;
 
@@ -33,7 +34,7 @@ struct PointResult {
 
 /// Points that differ in their seed alone.
 struct SettingResult {
-  std::vector<const PointResult*> runs;  // at least one, the finished ones alone where any is
+  std::vector<const PointResult*> runs;  // at least one
   struct Spread {
     double mean = 0, half_range = 0;
     int count = 0;
@@ -49,8 +50,8 @@ struct SweepResults {
   std::vector<SettingResult> settings() const;
 };
 
-/// Throws InputError where the folder is no sweep's.
-SweepResults read_results(const std::filesystem::path& folder);
+/// Of the points of `record`, by what a sweep's folder holds.
+SweepResults read_results(const std::filesystem::path& folder, SweepRecord record);
 
 /// A line a point, with a header.
 std::string to_csv(const SweepResults& results);

@@ -10,7 +10,6 @@
 #include "checkpoint/durable_file.h"
 #include "launch/run_lock.h"
 #include "launch/sweep/slurm_launcher.h"
-#include "launch/sweep/sweep_folder.h"
 #include "trainer/metrics.h"
 
 namespace scone {
@@ -80,8 +79,7 @@ std::string text(const std::optional<double>& value, const char* format) {
 
 }  // namespace
 
-std::vector<PointStatus> read_status(const fs::path& folder) {
-  const SweepRecord record = read_sweep_record(folder);
+std::vector<PointStatus> read_status(const fs::path& folder, const SweepRecord& record) {
   const bool slurm = record.launcher == "slurm";
   const auto queue = slurm ? read_queue(folder) : std::map<std::string, QueuedPoint>{};
   const bool is_running = !slurm && is_locked(folder);

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "launch/sweep/sweep_folder.h"
+
 namespace scone {
 
 /// How far a point is.
@@ -20,9 +22,10 @@ struct PointStatus {
   std::vector<std::string> log;                           // last lines, where it failed
 };
 
-/// Of each point of a sweep's folder, in the sweep's order. Asks Slurm where it was launched by it.
-/// Throws InputError where it is no sweep's folder.
-std::vector<PointStatus> read_status(const std::filesystem::path& folder);
+/// Of each point of `record`, in its order, by what a sweep's folder holds, which need not exist.
+/// Asks Slurm where `record` says that it is the launcher.
+std::vector<PointStatus> read_status(const std::filesystem::path& folder,
+                                     const SweepRecord& record);
 
 /// One line, such as "NAME: train, step 120/3662, loss 4.2100, 5100 tokens/s, 10m 12s left".
 std::string describe(const PointStatus& status);

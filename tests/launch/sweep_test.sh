@@ -92,6 +92,11 @@ ends 2 "folder: whole belongs to the sweep 'whole', and this one is 'larger'; .*
 echo 'name: whole' >>larger.yaml
 ends 0 '12 points, 8 finished; to train: 61.4K tokens, .* time [0-9.]+s' "$scone" sweep larger.yaml --dry-run
 ends 0 '8 finished' "$scone" sweep status whole --watch
+# Run with fewer points for a while, it still knows the others as finished.
+sed 's/size: \[100, 300\]/size: [100]/' whole.yaml >smaller.yaml
+echo 'name: whole' >>smaller.yaml
+ends 0 'holds points that the sweep has no more' "$scone" sweep smaller.yaml
+ends 0 '8 points, 8 finished; to train: 0 tokens' "$scone" sweep whole.yaml
 
 # The report, in a browser at the width of a phone and of a desk.
 ends 0 'whole/report.html' "$scone" sweep report whole
