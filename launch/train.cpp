@@ -187,6 +187,7 @@ int run_train(const Arguments& arguments, CommandContext& context) {
   if (!arguments.fault.empty()) fault = parse_fault(arguments.fault, world);
   OperationProfile profile;
   ProfiledBackend profiled(device.backend, profile);
+  std::optional<Watchdog> watchdog;  // outlives the trainer, whose end may wait for other ranks
   // May refuse, and then leaves the folder's files as they were.
   Trainer trainer(config, arguments.profile ? profiled : device.backend, *device.world);
   trainer.call_in_step([&, steps = 0](std::int64_t step) mutable {
@@ -194,7 +195,6 @@ int run_train(const Arguments& arguments, CommandContext& context) {
     if (++steps == kUnprofiledSteps) profile.restart();
   });
   // Not before: one rank verifies the checkpoint's files while the others wait, however long.
-  std::optional<Watchdog> watchdog;
   if (config.parallel.timeout > 0)
     watchdog.emplace(std::chrono::duration<double>(config.parallel.timeout),
                      [](const std::string& message) { end_all_ranks(message, 1); });

@@ -66,33 +66,45 @@ std::vector<DistributedOptimizer::Piece> DistributedOptimizer::pieces(bool slice
   return found;
 }
 
-void DistributedOptimizer::sum_split_rows(const Bucket& bucket) {
-  if (!settings_.sequence_parallel || grid_.tensor_size() == 1) return;
-  const auto in_bucket = [&](auto&& visit) {
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      if (!parameters_.spec(i).sums_rows) continue;
-      const std::int64_t begin = std::max(bucket.begin, parameters_.offset(i));
-      const std::int64_t end = std::min(bucket.begin + bucket.count,
-                                        parameters_.offset(i) + parameters_.gradient(i).elements());
-      if (begin < end) visit(parameters_.flat_gradients().rows(begin, end - begin));
+void DistributedOptimizer::sum_over_tensor_group(std::span<const Tensor> pieces, bool contributes) {
+  std::int64_t count = 0;
+  for (const Tensor& piece : pieces) count += piece.elements();
+  if (count == 0) return;  // on every rank of the group
+  if (packed_.elements() < count) packed_ = Tensor::zeros({count}, DType::fp32, backend_.device());
+  const auto for_packed = [&](auto&& visit) {
+    std::int64_t next = 0;
+    for (const Tensor& piece : pieces) {
+      visit(piece, packed_.rows(next, piece.elements()));
+      next += piece.elements();
     }
   };
-  std::int64_t count = 0;
-  in_bucket([&](const Tensor& values) { count += values.elements(); });
-  if (count == 0) return;  // on every rank of the group
-  if (split_sums_.elements() < count)
-    split_sums_ = Tensor::zeros({count}, DType::fp32, backend_.device());
-  std::int64_t next = 0;
-  in_bucket([&](const Tensor& values) {
-    backend_.copy(values, split_sums_.rows(next, values.elements()));
-    next += values.elements();
-  });
-  grid_.tensor().all_reduce(flat_span(split_sums_, 0, count), ReduceOp::sum);
-  next = 0;
-  in_bucket([&](const Tensor& values) {
-    backend_.copy(split_sums_.rows(next, values.elements()), values);
-    next += values.elements();
-  });
+  if (contributes)
+    for_packed([&](const Tensor& piece, const Tensor& packed) { backend_.copy(piece, packed); });
+  else
+    backend_.zero(packed_.rows(0, count));
+  grid_.tensor().all_reduce(flat_span(packed_, 0, count), ReduceOp::sum);
+  for_packed([&](const Tensor& piece, const Tensor& packed) { backend_.copy(packed, piece); });
+}
+
+void DistributedOptimizer::sum_split_rows(const Bucket& bucket) {
+  if (!settings_.sequence_parallel || grid_.tensor_size() == 1) return;
+  std::vector<Tensor> pieces;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (!parameters_.spec(i).sums_rows) continue;
+    const std::int64_t begin = std::max(bucket.begin, parameters_.offset(i));
+    const std::int64_t end = std::min(bucket.begin + bucket.count,
+                                      parameters_.offset(i) + parameters_.gradient(i).elements());
+    if (begin < end) pieces.push_back(parameters_.flat_gradients().rows(begin, end - begin));
+  }
+  sum_over_tensor_group(pieces, true);
+}
+
+void DistributedOptimizer::take_replicated_from_first() {
+  if (backend_.device() == Device::cpu || grid_.tensor_size() == 1) return;
+  std::vector<Tensor> pieces;
+  for (const Piece& piece : updated_)
+    if (parameters_.spec(piece.parameter).replicated()) pieces.push_back(gradient_of(piece));
+  sum_over_tensor_group(pieces, grid_.tensor_rank() == 0);
 }
 
 void DistributedOptimizer::reduce(std::size_t index, bool in_background) {
@@ -130,6 +142,12 @@ void DistributedOptimizer::finish_reduction() {
   for (const auto& pending : pending_) pending->wait();
   pending_.clear();
   reducing_from_ = buckets_.size();
+  take_replicated_from_first();
+}
+
+Tensor DistributedOptimizer::gradient_of(const Piece& piece) const {
+  return settings_.zero ? reduced_.rows(piece.state_begin, piece.count)
+                        : parameters_.flat_gradients().rows(piece.flat_begin, piece.count);
 }
 
 const Tensor& DistributedOptimizer::gradients_of_update() const {
@@ -140,10 +158,7 @@ double DistributedOptimizer::squared_norm() const {
   std::vector<Tensor> parts;
   for (const Piece& piece : counted_) {
     const bool counts = grid_.tensor_rank() == 0 || !parameters_.spec(piece.parameter).replicated();
-    if (!counts) continue;
-    parts.push_back(settings_.zero
-                        ? reduced_.rows(piece.state_begin, piece.count)
-                        : parameters_.flat_gradients().rows(piece.flat_begin, piece.count));
+    if (counts) parts.push_back(gradient_of(piece));
   }
   return backend_.squared_norm(parts);
 }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "checkpoint/tensor_slice.h"
@@ -83,7 +84,17 @@ class DistributedOptimizer {
   };
   std::vector<Piece> pieces(bool slices_only) const;
   void reduce(std::size_t bucket, bool in_background);
+  /// Puts the sums of the pieces over the tensor group in their place. They are as many, and as
+  /// long, on all ranks of it. contributes: whether this rank's count; else as if they were 0.
+  void sum_over_tensor_group(std::span<const Tensor> pieces, bool contributes);
   void sum_split_rows(const Bucket& bucket);
+  /// Gradients of what all tensor-parallel ranks hold become those of the first of them. On a
+  /// device each rank may have added in another order: NCCL by the links of the data-parallel
+  /// group, the embedding's backward pass by its share of the vocabulary. On the processor all add
+  /// alike.
+  void take_replicated_from_first();
+  /// The reduced one.
+  Tensor gradient_of(const Piece& piece) const;
   const Tensor& gradients_of_update() const;
   void make_host_copies();
   void round_working(std::int64_t updates);
@@ -98,7 +109,7 @@ class DistributedOptimizer {
   Tensor reduced_;                        // ZeRO: sums of this rank's slices
   std::size_t reducing_from_;             // buckets from here on are reduced or under way
   std::vector<std::unique_ptr<PendingCollective>> pending_;
-  Tensor split_sums_;
+  Tensor packed_;  // for sum_over_tensor_group
   // Values and moments as state() shows them.
   Tensor host_values_, host_first_moment_, host_second_moment_;
 };

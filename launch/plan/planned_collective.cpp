@@ -113,8 +113,25 @@ void add_exchange(const RunConfig& config, const RankLoad& load, CollectiveList&
            load.token_rows_asked_of_others);
 }
 
+/// Elements from `begin` to `end` of a model's flat buffers that are of parameters for which
+/// counts(spec). Only such as are not cut over the tensor-parallel group.
+template <class Counts>
+std::int64_t whole_elements(const std::vector<ParameterSpec>& specs,
+                            const std::vector<std::int64_t>& offsets, std::int64_t begin,
+                            std::int64_t end, Counts&& counts) {
+  std::int64_t count = 0;
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    if (!counts(specs[i])) continue;
+    std::int64_t extent = 1;
+    for (const std::int64_t dimension : specs[i].shape) extent *= dimension;
+    count +=
+        std::max<std::int64_t>(0, std::min(end, offsets[i] + extent) - std::max(begin, offsets[i]));
+  }
+  return count;
+}
+
 /// The gradients of one model over its replicas, and with ZeRO-1 its values.
-void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid,
+void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid, int rank,
                    CollectiveList& list) {
   const bool is_main = grid == Grid::main;
   const GridConfig& sharding = is_main ? config.parallel.main : config.parallel.fgram;
@@ -134,21 +151,26 @@ void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid,
     list.add("updated values", model + " data-parallel", CollectiveKind::all_gather,
              StepPart::update, buckets,
              elements * static_cast<std::int64_t>(size_of(config.compute.dtype)));
-  if (!sharding.sequence_parallel) return;
-  // Sums of what each rank of a tensor-parallel group has of its rows, bucket by bucket.
-  for (std::int64_t begin = 0; begin < elements; begin += size) {
-    std::int64_t count = 0;
-    for (std::size_t i = 0; i < specs.size(); ++i) {
-      if (!specs[i].sums_rows) continue;
-      std::int64_t extent = 1;
-      for (const std::int64_t dimension : specs[i].shape) extent *= dimension;
-      count += std::max<std::int64_t>(
-          0, std::min(begin + size, offsets[i] + extent) - std::max(begin, offsets[i]));
-    }
+  if (tp == 1) return;
+  const auto add_sum = [&](const char* purpose, std::int64_t count) {
     if (count > 0)
-      list.add("gradients of norms", model + " tensor-parallel", CollectiveKind::all_reduce,
-               StepPart::reduction, 1, count * kFloat);
+      list.add(purpose, model + " tensor-parallel", CollectiveKind::all_reduce, StepPart::reduction,
+               1, count * kFloat);
+  };
+  std::int64_t replicated = 0;
+  for (std::int64_t begin = 0; begin < elements; begin += size) {
+    const std::int64_t end = std::min(begin + size, elements);
+    // Sums of what each rank of a tensor-parallel group has of its rows, bucket by bucket.
+    if (sharding.sequence_parallel)
+      add_sum("gradients of norms",
+              whole_elements(specs, offsets, begin, end,
+                             [](const ParameterSpec& spec) { return spec.sums_rows; }));
+    const Slice own = zero ? DistributedOptimizer::slice_of_bucket(end - begin, {rank / tp, dp})
+                           : Slice{0, end - begin};
+    replicated += whole_elements(specs, offsets, begin + own.begin, begin + own.begin + own.count,
+                                 [](const ParameterSpec& spec) { return spec.replicated(); });
   }
+  if (config.compute.device == Device::cuda) add_sum("gradients of the first rank", replicated);
 }
 
 }  // namespace
@@ -184,8 +206,8 @@ std::vector<PlannedCollective> plan_collectives(const RunConfig& config, const P
   for (std::int64_t first = 0; first < sequences; first += microbatch)
     add_microbatch(config, grids, std::min(microbatch, sequences - first) * length, list);
   if (has_fgrams) add_fgram_model(config, load, list);
-  add_reduction(config, grids, Grid::main, list);
-  if (has_fgrams) add_reduction(config, grids, Grid::fgram, list);
+  add_reduction(config, grids, Grid::main, rank, list);
+  if (has_fgrams) add_reduction(config, grids, Grid::fgram, rank, list);
   add_numbers("loss, norm and times", kStepNumbers);
   return std::move(list.list);
 }

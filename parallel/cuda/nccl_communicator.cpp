@@ -11,6 +11,8 @@
 #include <exception>
 #include <fstream>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -79,9 +81,26 @@ void check_one_rank_a_device(Communicator& host) {
   }
 }
 
+class NcclCommunicator;
+
+/// A rank's communicators: of the world, and all that were split from it. When NCCL finds an error
+/// in one of them, its work stays on the device, others' queue up behind it, and whoever frees
+/// device memory waits for them all; so the error ends all of them.
+class Family {
+ public:
+  void add(NcclCommunicator* member);
+  void remove(NcclCommunicator* member);
+  void abort() noexcept;
+
+ private:
+  std::mutex mutex_;
+  std::set<NcclCommunicator*> members_;
+};
+
 class NcclCommunicator final : public Communicator {
  public:
-  explicit NcclCommunicator(std::unique_ptr<Communicator> host) : host_(std::move(host)) {
+  NcclCommunicator(std::unique_ptr<Communicator> host, std::shared_ptr<Family> family)
+      : host_(std::move(host)), family_(std::move(family)) {
     device_.make_current();
     ncclUniqueId id{};
     if (rank() == 0) {
@@ -97,6 +116,7 @@ class NcclCommunicator final : public Communicator {
       abort();
       throw;
     }
+    family_->add(this);
     health_ = device_.add_health_check([this] { check_health(); });
   }
   /// Waits for the group's work on the device, and the other ranks' end of it; after an error the
@@ -115,6 +135,7 @@ class NcclCommunicator final : public Communicator {
     } catch (const std::exception&) {
       failed_ = true;
     }
+    family_->remove(this);
     if (broken())
       abort();
     else
@@ -136,7 +157,7 @@ class NcclCommunicator final : public Communicator {
   bool on_device() const override { return true; }
 
   std::unique_ptr<Communicator> split(int color, const std::string& name) override {
-    return std::make_unique<NcclCommunicator>(host_->split(color, name));
+    return std::make_unique<NcclCommunicator>(host_->split(color, name), family_);
   }
   std::unique_ptr<Communicator> split_on_host(int color, const std::string& name) override {
     return host_->split(color, name);
@@ -144,6 +165,12 @@ class NcclCommunicator final : public Communicator {
   void cancel() override {
     cancelled_ = true;
     host_->cancel();
+  }
+
+  /// Ends the group's work on the device, whether or not it is done.
+  void abort() noexcept {
+    failed_ = true;
+    if (communicator_ != nullptr) ncclCommAbort(std::exchange(communicator_, nullptr));
   }
 
   // Of host memory.
@@ -242,9 +269,9 @@ class NcclCommunicator final : public Communicator {
     ready.hold(device_.communication());
     issue();
     auto pending = std::make_unique<Pending>();
+    watched_.reset();  // of the collective before, whose event this was
     last_.record(device_.communication());
     // The device may wait for other ranks from now on, until the event.
-    watched_.reset();
     watched_.emplace(*this, collective, [this] {
       try {
         device_.make_current();
@@ -257,17 +284,21 @@ class NcclCommunicator final : public Communicator {
   }
 
   [[noreturn]] void fail(const char* collective, ncclResult_t result) {
-    failed_ = true;
-    const char* more = ncclGetLastError(communicator_);
-    fail_collective(
-        *this, collective,
-        fmt::format("NCCL: {}{}{}", ncclGetErrorString(result),
-                    more != nullptr && *more != '\0' ? ": " : "", more == nullptr ? "" : more));
+    std::string message = fmt::format("NCCL: {}", ncclGetErrorString(result));
+    if (const char* more = ncclGetLastError(communicator_); more != nullptr && *more != '\0')
+      message += fmt::format(": {}", more);
+    family_->abort();
+    fail_collective(*this, collective, message);
+  }
+
+  void check_going_on(const char* collective) {
+    if (cancelled_) fail_collective(*this, collective, "cancelled");
+    if (failed_) fail_collective(*this, collective, "NCCL was ended after an earlier error");
   }
 
   /// Called by whoever waits for the device, too.
   void check_health() {
-    if (cancelled_) fail_collective(*this, "collective", "cancelled");
+    check_going_on("collective");
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(communicator_, &state);
     if (asked != ncclSuccess) fail("collective", asked);
@@ -281,7 +312,7 @@ class NcclCommunicator final : public Communicator {
       const CollectiveScope scope(*this, collective);
       const auto begin = Clock::now();
       while (result == ncclInProgress) {
-        if (cancelled_) fail_collective(*this, collective, "cancelled");
+        check_going_on(collective);
         if (Clock::now() - begin > std::chrono::microseconds(100))
           std::this_thread::sleep_for(std::chrono::microseconds(20));
         const ncclResult_t asked = ncclCommGetAsyncError(communicator_, &result);
@@ -289,10 +320,6 @@ class NcclCommunicator final : public Communicator {
       }
     }
     if (result != ncclSuccess) fail(collective, result);
-  }
-
-  void abort() noexcept {
-    if (communicator_ != nullptr) ncclCommAbort(std::exchange(communicator_, nullptr));
   }
 
   /// Calls of which NCCL makes one. A call that fails ends the group before it throws.
@@ -308,7 +335,10 @@ class NcclCommunicator final : public Communicator {
     Group& operator=(const Group&) = delete;
     /// Within a group nothing is under way yet.
     void call(ncclResult_t result) {
-      if (result != ncclSuccess && result != ncclInProgress) of_.fail(collective_, result);
+      if (result == ncclSuccess || result == ncclInProgress) return;
+      open_ = false;
+      ncclGroupEnd();
+      of_.fail(collective_, result);
     }
     void finish() {
       open_ = false;
@@ -475,6 +505,7 @@ class NcclCommunicator final : public Communicator {
 
   CudaDevice& device_ = cuda_device();
   std::unique_ptr<Communicator> host_;
+  std::shared_ptr<Family> family_;
   ncclComm_t communicator_ = nullptr;
   std::atomic<bool> failed_ = false, cancelled_ = false;
   cuda::DeviceBuffer received_;  // of a Bf16 reduction
@@ -483,11 +514,24 @@ class NcclCommunicator final : public Communicator {
   std::shared_ptr<void> health_;
 };
 
+void Family::add(NcclCommunicator* member) {
+  const std::lock_guard lock(mutex_);
+  members_.insert(member);
+}
+void Family::remove(NcclCommunicator* member) {
+  const std::lock_guard lock(mutex_);
+  members_.erase(member);
+}
+void Family::abort() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (NcclCommunicator* member : members_) member->abort();
+}
+
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host) {
   check_one_rank_a_device(*host);
-  return std::make_unique<NcclCommunicator>(std::move(host));
+  return std::make_unique<NcclCommunicator>(std::move(host), std::make_shared<Family>());
 }
 
 }  // namespace scone

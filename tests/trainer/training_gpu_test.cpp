@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdio>
 #include <mutex>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "model/cuda_test.h"
@@ -108,6 +110,45 @@ TEST(CudaTraining, RanksThatShareADeviceAgreeWithOne) {
       const std::lock_guard lock(mutex);
       for (std::size_t step = 0; step < found.size(); ++step)
         EXPECT_NEAR(found[step], expected[step], dtype == DType::fp32 ? 1e-4 : 3e-2);
+    });
+  }
+}
+
+/// Gradients of what all ranks of a tensor group hold have the same bits on all of them.
+void expect_alike(ParameterSet& parameters, DistributedOptimizer& optimizer,
+                  const ProcessGrid& grid) {
+  optimizer.gather_gradients();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!parameters.spec(i).replicated()) continue;
+    std::vector<float> own(static_cast<std::size_t>(parameters.gradient(i).elements()));
+    test_cuda_backend().download(parameters.gradient(i), own);
+    const auto all = grid.tensor().all_gather(std::as_bytes(std::span(own)));
+    EXPECT_TRUE(all.front() == all.back()) << parameters.spec(i).name;
+  }
+}
+
+// Each position embedding's gradient is a sum over four sequences, beside those of the tokens of a
+// part of the vocabulary, another on each rank.
+TEST(CudaTraining, TensorParallelRanksTrainTheSamePositions) {
+  const TinyData data;
+  test_cuda_backend();
+  for (const int zero : {0, 1}) {
+    run_as_threads(4, [&](Communicator& host) {
+      omp_set_num_threads(1);
+      const auto ranks = make_staged_communicator(host.split(0, "world"));
+      RunConfig config =
+          run_of(data, "positions-" + std::to_string(zero), Device::cuda, DType::fp32);
+      config.model.main.position = config.model.fgram.position = PositionKind::learned;
+      config.parallel.main = {.tp = 2, .zero = zero};
+      config.parallel.fgram = {.tp = 2, .zero = zero};
+      config.trainer.microbatch_tokens = 4 * config.trainer.sequence_length;
+      Trainer trainer(config, test_cuda_backend(), *ranks);
+      for (int step = 0; step < 2; ++step) {
+        trainer.train_step();
+        expect_alike(trainer.main_parameters(), trainer.main_optimizer(), trainer.grids().main);
+        expect_alike(trainer.fgram_parameters(), trainer.fgram_optimizer(), trainer.grids().fgram);
+      }
+      EXPECT_NO_THROW(trainer.save_checkpoint());
     });
   }
 }

@@ -54,20 +54,22 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Backward: each position's gradient goes to up to three places, numbered over the three tables
-// together: tokens, then positions, then rows. The (place, position) pairs are sorted by place, cut
-// into tiles of as many, and each tile adds up its runs of one place. A run that lies within a tile
-// is added to its place at once; a piece of one that reaches beyond is kept, and the pieces of a
-// run are joined by the block of the tile where it begins.
+// together: positions, then rows, then tokens, last since a tensor-parallel rank has those of its
+// part of the vocabulary alone, and so as not to move the tiles of the others. The (place,
+// position) pairs are sorted by place, cut into tiles of as many, and each tile adds up its runs of
+// one place. A run that lies within a tile is added to its place at once; a piece of one that
+// reaches beyond is kept, and the pieces of a run are joined by the block of the tile where it
+// begins.
 
 constexpr int kTile = 64;  // pairs
 
 struct Places {
   float *tokens, *positions, *rows;
-  std::int64_t first_position, first_row, none;  // none: no place at all, sorted last
+  std::int64_t first_row, first_token, none;  // none: no place at all, sorted last
   __device__ __forceinline__ float* at(std::int64_t place, std::int64_t width) const {
-    if (place < first_position) return tokens + place * width;
-    if (place < first_row) return positions + (place - first_position) * width;
-    return rows + (place - first_row) * width;
+    if (place < first_row) return positions + place * width;
+    if (place < first_token) return rows + (place - first_row) * width;
+    return tokens + (place - first_token) * width;
   }
 };
 
@@ -82,11 +84,11 @@ __global__ void __launch_bounds__(kThreads)
       values[at] = static_cast<std::int32_t>(i);
       at += count;
     };
-    put(choice.takes_token ? indices.tokens[i] : places.none);
-    if (places.positions != nullptr) put(places.first_position + indices.positions[i]);
+    if (places.positions != nullptr) put(indices.positions[i]);
     if (places.rows != nullptr) {
       put(choice.row >= 0 ? places.first_row + choice.row : places.none);
     }
+    put(choice.takes_token ? places.first_token + indices.tokens[i] : places.none);
   }
 }
 
@@ -178,9 +180,9 @@ Places places_of(const EmbeddingIndices& indices, const EmbeddingGradients& grad
                 0,
                 0,
                 0};
-  places.first_position = gradients.vocabulary;
-  places.first_row = places.first_position + (places.positions == nullptr ? 0 : gradients.context);
-  places.none = places.first_row + (places.rows == nullptr ? 0 : gradients.row_count);
+  places.first_row = places.positions == nullptr ? 0 : gradients.context;
+  places.first_token = places.first_row + (places.rows == nullptr ? 0 : gradients.row_count);
+  places.none = places.first_token + gradients.vocabulary;
   return places;
 }
 

@@ -80,6 +80,7 @@ TEST(NcclCommunicator, ErrorsThatTurnUpLaterAreThrown) {
   for (const bool waits : {false, true}) {
     const int aborted = fake_nccl::aborted();
     run_on_nodes(1, [&](Communicator& world) {
+      const auto group = world.split(0, "group");
       TestBuffer<float> values(device_memory, std::vector<float>(3000, 1.0f));
       const auto pending = world.start_all_reduce_sum(values.span());
       fake_nccl::fail_all(ncclRemoteError);
@@ -100,8 +101,19 @@ TEST(NcclCommunicator, ErrorsThatTurnUpLaterAreThrown) {
       EXPECT_EQ(message,
                 "rank 0: collective of world (rank 0 alone): NCCL: remote process exited or there "
                 "was a network error: what NCCL adds");
+      // At once, since freeing memory of the device would wait for their work on it.
+      EXPECT_EQ(fake_nccl::aborted(), aborted + 2);
+      message = "nothing was thrown";
+      try {
+        group->all_reduce(values.span(), ReduceOp::sum);
+      } catch (const std::runtime_error& error) {
+        message = error.what();
+      }
+      EXPECT_EQ(
+          message,
+          "rank 0: collective of group (rank 0 alone): NCCL was ended after an earlier error");
     });
-    EXPECT_EQ(fake_nccl::aborted(), aborted + 1);
+    EXPECT_EQ(fake_nccl::aborted(), aborted + 2);
   }
 }
 
