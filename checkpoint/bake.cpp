@@ -128,8 +128,8 @@ bool prepare_folder(const fs::path& folder, const TableLayout& layout, std::int6
     require_free_space(folder, layout.bytes() + other_bytes - allocated_bytes(folder));
     return false;
   }
-  const bool foreign = fs::exists(folder / "bake.json");
-  make_empty_folder(folder);
+  const bool foreign = BakeJournal::exists(folder);
+  make_unfinished_folder(folder);
   require_free_space(folder, layout.bytes() + other_bytes);
   TableFiles::create(folder, layout);
   BakeJournal::begin(folder, identity);
@@ -145,11 +145,28 @@ std::int64_t bake_rows(const ModelSource& source, const FgramVocabulary& vocabul
                                /*with_gradients=*/false);
   ParameterSet fgram_parameters(fgram_parameter_specs(source.config), backend.device(),
                                 /*with_gradients=*/false);
-  read_parameters(source.checkpoint, main_parameters);
-  read_parameters(source.checkpoint, fgram_parameters);
+  const auto read = [&](ParameterSet& host) { read_parameters(source.checkpoint, host); };
+  fill_on_host(main_parameters, backend, read);
+  fill_on_host(fgram_parameters, backend, read);
   FgramModel model(source.config, fgram_parameters, whole_token_table(main_parameters), backend,
                    false);
   return bake_table(vocabulary, model, backend, layout, folder, options.block_nodes, ranks, report);
+}
+
+/// Puts the finished bundle in its place. Returns a warning where a crash of the machine may undo
+/// that. Throws as publish_folder; the bake is then as it was, to go on with.
+std::string publish(const BundleTarget& target, const nlohmann::json& identity) {
+  const auto blocks = BakeJournal::finished(target.temporary);
+  BakeJournal::remove(target.temporary);
+  try {
+    target.publish();
+  } catch (const NotSyncedError& error) {
+    return error.what();
+  } catch (...) {
+    if (!identity.is_null()) BakeJournal::restore(target.temporary, identity, blocks);
+    throw;
+  }
+  return {};
 }
 
 }  // namespace
@@ -203,16 +220,18 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     result.table_bytes = layout.bytes();
   }
 
+  const nlohmann::json identity =
+      has_table ? identity_of(source, layout, options, backend.device()) : nlohmann::json();
+
   ranks.barrier();  // a rank that cannot read the model ends all before anything is written
   try {
     if (root) {
       const std::int64_t other_bytes =
           4 * main_parameters.elements() + kMostIndexBytes * layout.rows;
       if (has_table) {
-        result.started_anew = prepare_folder(
-            temporary, layout, other_bytes, identity_of(source, layout, options, backend.device()));
+        result.started_anew = prepare_folder(temporary, layout, other_bytes, identity);
       } else {
-        make_empty_folder(temporary);
+        make_unfinished_folder(temporary);
         require_free_space(temporary, other_bytes);
       }
     }
@@ -227,18 +246,19 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
       write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout,
                  row_files);
       if (has_table) result.index_bytes = file_bytes(temporary / kTableIndexFile);
-      BakeJournal::remove(temporary);
-      target.publish();
+      result.warning = publish(target, identity);
     }
     ranks.barrier();
-  } catch (const InputError&) {
-    std::error_code ignored;
-    if (root) fs::remove_all(temporary, ignored);
-    throw;
   } catch (const std::exception& error) {
-    throw std::runtime_error(fmt::format(
+    std::error_code ignored;
+    if (root && is_unfinished_folder(temporary) && BakeJournal::finished(temporary).empty())
+      fs::remove_all(temporary, ignored);
+    if (!BakeJournal::exists(temporary)) throw;
+    const std::string message = fmt::format(
         "{}; the rows that are finished stay in {}, and the same bake goes on from there",
-        error.what(), temporary.string()));
+        error.what(), temporary.string());
+    if (dynamic_cast<const InputError*>(&error) != nullptr) throw InputError(message);
+    throw std::runtime_error(message);
   }
   result.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

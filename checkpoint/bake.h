@@ -33,6 +33,7 @@ struct BakeResult {
   std::int64_t table_bytes = 0;      // size of the files of rows
   std::int64_t index_bytes = 0;      // size of the index' file
   bool started_anew = false;         // an unfinished bake of something else was removed
+  std::string warning;               // of a bundle that is not yet for sure on the disk (rank 0)
   std::vector<std::string> skipped;  // newer checkpoints that were damaged (rank 0)
   double seconds = 0;
 };
@@ -42,7 +43,7 @@ struct BakeResult {
 /// number of ranks, goes on from there: finished blocks are verified, not computed again.
 /// Collective over `ranks`, which share the file system. Throws InputError: no valid checkpoint,
 /// the bundle exists, tokenizer or f-gram vocabulary missing or of another run, a row that is not
-/// finite; std::runtime_error: disk full or unwritable.
+/// finite, a file that cannot be read; std::runtime_error: disk full or unwritable.
 BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicator& ranks,
                        const BakeProgressReport& report = {});
 

@@ -27,9 +27,13 @@ std::vector<fs::path> block_files(const fs::path& folder) {
 
 }  // namespace
 
-bool BakeJournal::continues(const fs::path& folder, const nlohmann::json& baked) {
+bool BakeJournal::exists(const fs::path& folder) {
   std::error_code error;
-  if (!fs::is_regular_file(folder / kDescription, error)) return false;
+  return fs::is_regular_file(folder / kDescription, error);
+}
+
+bool BakeJournal::continues(const fs::path& folder, const nlohmann::json& baked) {
+  if (!exists(folder)) return false;
   try {
     return read_json_file(folder / kDescription) == baked;
   } catch (const InputError&) {
@@ -60,6 +64,13 @@ std::map<std::int64_t, std::string> BakeJournal::finished(const fs::path& folder
 void BakeJournal::remove(const fs::path& folder) {
   for (const fs::path& path : block_files(folder)) fs::remove(path);
   fs::remove(folder / kDescription);
+}
+
+void BakeJournal::restore(const fs::path& folder, const nlohmann::json& baked,
+                          const std::map<std::int64_t, std::string>& blocks) {
+  BakeJournal journal(folder, 0);
+  for (const auto& [block, checksum] : blocks) journal.add(block, checksum);
+  begin(folder, baked);
 }
 
 BakeJournal::BakeJournal(const fs::path& folder, int rank)

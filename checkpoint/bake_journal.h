@@ -14,14 +14,19 @@ namespace scone {
 /// later bake, of any number of ranks, reads them all.
 class BakeJournal {
  public:
-  /// Whether the folder holds an unfinished bake of just this.
+  /// Whether the folder holds an unfinished bake.
+  static bool exists(const std::filesystem::path& folder);
+  /// Whether it is one of just this.
   static bool continues(const std::filesystem::path& folder, const nlohmann::json& baked);
-  /// Marks the folder as an unfinished bake of this, once its row files are there.
+  /// Says that the folder is an unfinished bake of this, once its row files are there.
   static void begin(const std::filesystem::path& folder, const nlohmann::json& baked);
   /// The checksums of the blocks that any rank finished. Half-written lines do not count.
   static std::map<std::int64_t, std::string> finished(const std::filesystem::path& folder);
   /// Takes all of it out of a folder.
   static void remove(const std::filesystem::path& folder);
+  /// Puts it back: what is baked, and finished().
+  static void restore(const std::filesystem::path& folder, const nlohmann::json& baked,
+                      const std::map<std::int64_t, std::string>& blocks);
 
   BakeJournal(const std::filesystem::path& folder, int rank);
   /// After the block's records were written. Throws std::runtime_error.

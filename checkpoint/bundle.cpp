@@ -168,9 +168,9 @@ std::vector<std::string> bundle_problems(const fs::path& folder) {
   }
 }
 
-void Bundle::load_main_parameters(ParameterSet& parameters) const {
+void Bundle::load_main_parameters(ParameterSet& host) const {
   const SafetensorsFile file(folder / kBundleModelFile);
-  for (const NamedTensor& view : exported_views(parameters)) file.read(view.name, view.tensor);
+  for (const NamedTensor& view : exported_views(host)) file.read(view.name, view.tensor);
 }
 
 }  // namespace scone

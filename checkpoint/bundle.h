@@ -21,8 +21,9 @@ struct Bundle {
   std::filesystem::path folder;
   std::unique_ptr<FgramTable> table;      // null for a baseline's bundle
   std::unique_ptr<FgramMatcher> matcher;  // of the table's f-grams; null likewise
-  /// Copies model.safetensors into parameters of main_parameter_specs(config).
-  void load_main_parameters(ParameterSet& parameters) const;
+  /// Copies model.safetensors into parameters of main_parameter_specs(config), in the host's
+  /// memory.
+  void load_main_parameters(ParameterSet& host) const;
 };
 
 inline constexpr const char* kBundleFormat = "scone-bundle";

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <vector>
 
+#include "checkpoint/bake_journal.h"
 #include "checkpoint/bundle.h"
 #include "checkpoint/bundle_target.h"
 #include "checkpoint/durable_file.h"
@@ -293,7 +294,7 @@ void check_source(const fs::path& source, const BundleTarget& target) {
       if (up == up.parent_path()) break;
     }
   }
-  if (fs::exists(target.temporary / "bake.json")) {
+  if (BakeJournal::exists(target.temporary)) {
     throw InputError(fmt::format(
         "{}: holds an unfinished bake; finish it or remove the folder, or give another --out",
         target.temporary.string()));
@@ -362,7 +363,7 @@ ConvertResult convert_bundle(const ConvertOptions& options, const BakeProgressRe
   result.rows = to.rows;
   result.width = to.width;
   result.table_bytes = to.bytes();
-  make_empty_folder(target.temporary);
+  make_unfinished_folder(target.temporary);
   try {
     result.index_bytes = make_bundle(source, fgrams, to, target.temporary, report);
     target.publish();

@@ -18,7 +18,15 @@ struct BundleTarget {
   void publish() const;
 };
 
-/// Makes `folder` anew. Throws InputError where it cannot be made.
-void make_empty_folder(const std::filesystem::path& folder);
+/// Makes an empty folder, marked as unfinished, in place of one that is so marked. Throws
+/// InputError where it cannot be made, or something else stands there.
+void make_unfinished_folder(const std::filesystem::path& folder);
+/// Whether it is there and so marked.
+bool is_unfinished_folder(const std::filesystem::path& folder);
+/// Takes the mark out and puts the folder in the place of `target`, as publish_folder does. Where
+/// that fails it is marked again.
+void publish_unfinished_folder(const std::filesystem::path& folder,
+                               const std::filesystem::path& target,
+                               const std::filesystem::path& aside);
 
 }  // namespace scone

@@ -103,6 +103,8 @@ void read_slices(const fs::path& checkpoint, std::span<const TensorSlice> target
                                          describe(target.values.shape()), describe(tensor.shape)));
     }
     if (target.values.empty()) continue;
+    if (target.values.device() != Device::cpu)
+      throw std::logic_error("read_slices: " + target.name + " is on a device");
     std::int64_t elements = 0;
     for (const StoredBox& box : tensor.boxes) {
       elements += reader.read(box.file, box.offset, box.box, target);

@@ -47,7 +47,7 @@ std::map<std::string, Shape> tensor_shapes(const std::filesystem::path& checkpoi
 void read_slices(const std::filesystem::path& checkpoint, std::span<const TensorSlice> targets);
 /// The same for whole tensors.
 void read_tensors(const std::filesystem::path& checkpoint, std::span<const NamedTensor> tensors);
-/// The same for the values of a parameter set ("parameters/" + spec name).
+/// The same for the values of a parameter set ("parameters/" + spec name), in the host's memory.
 void read_parameters(const std::filesystem::path& checkpoint, ParameterSet& parameters);
 
 /// Writes whole tensors as a checkpoint of this process alone, and keeps the `keep` newest (< 1:

@@ -8,6 +8,7 @@
 #include <system_error>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/durable_file.h"
 #include "parallel/error.h"
 
@@ -115,8 +116,11 @@ void remove_old_checkpoints(const fs::path& checkpoints, std::int64_t step, int 
   for (auto entry = all.rbegin(); entry != all.rend(); ++entry) {
     if (entry->first > step) continue;
     const bool permanent = permanent_every >= 1 && entry->first % permanent_every == 0;
-    if (newer >= keep && !permanent) remove_checkpoint(entry->second);
-    ++newer;
+    if (newer >= keep) {
+      if (!permanent) remove_checkpoint(entry->second);
+    } else if (checkpoint_problems(entry->second, /*checksums=*/false).empty()) {
+      ++newer;
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <system_error>
 
+#include "checkpoint/bundle_target.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/durable_file.h"
@@ -130,13 +131,7 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   const fs::path target = fs::absolute(folder).lexically_normal();
   const fs::path normal = target.filename().empty() ? target.parent_path() : target;
   const fs::path temporary = normal.string() + ".tmp";
-  std::error_code error;
-  fs::remove_all(temporary, error);
-  if (!error) fs::create_directories(temporary, error);
-  if (error) {
-    throw InputError(fmt::format("{}: cannot be made: {}; give another --out", temporary.string(),
-                                 error.message()));
-  }
+  make_unfinished_folder(temporary);
   try {
     const std::string tokenizer_name =
         tokenizer->file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
@@ -161,9 +156,10 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
         describe_files(temporary, names));
     write_text_durably(temporary / kConfigFile, json.dump(2) + "\n");
     sync_path(temporary);
-    publish_folder(temporary, normal, normal.string() + ".old.tmp");
+    publish_unfinished_folder(temporary, normal, normal.string() + ".old.tmp");
   } catch (...) {
-    fs::remove_all(temporary, error);
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
     throw;
   }
   return result;

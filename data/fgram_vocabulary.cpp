@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -115,6 +116,8 @@ struct FgramVocabulary::State {
   std::unique_ptr<OwnedColumns> owned;
   int max_length = 0;  // the longest f-gram in the index
   FgramIndex index;
+  std::once_flag fingerprint_once;  // it reads all f-grams
+  std::string fingerprint;
 
   void fill(int limit, const std::string& source) {
     check_header(header, source);
@@ -231,7 +234,10 @@ const std::string& FgramVocabulary::tokenizer_fingerprint() const {
 }
 
 std::string FgramVocabulary::fingerprint() const {
-  return fgram_fingerprint(state_->columns, size(), max_length());
+  std::call_once(state_->fingerprint_once, [&] {
+    state_->fingerprint = fgram_fingerprint(state_->columns, size(), max_length());
+  });
+  return state_->fingerprint;
 }
 
 std::int64_t FgramVocabulary::child(std::int32_t first, std::int32_t second) const {

@@ -36,6 +36,7 @@ int run_bake(Arguments& arguments, CommandContext& context) {
     fmt::print(stderr,
                "warning: {}.tmp held an unfinished bake of something else, which was removed\n",
                arguments.options.bundle.string());
+  if (!result.warning.empty()) fmt::print(stderr, "warning: {}\n", result.warning);
   const std::string bundle = arguments.options.bundle.string();
   if (!context.json) {
     fmt::print("Baked {} (step {}) into {}\n", result.checkpoint.string(), result.step, bundle);

@@ -79,6 +79,16 @@ Shape with_padded_rows(const ParameterSpec& spec, Shape shape) {
 
 }  // namespace
 
+void fill_on_host(ParameterSet& parameters, Backend& backend,
+                  const std::function<void(ParameterSet& host)>& fill) {
+  if (backend.device() == Device::cpu) return fill(parameters);
+  const std::span<const ParameterSpec> specs = parameters.specs();
+  ParameterSet host({specs.begin(), specs.end()}, Device::cpu, /*with_gradients=*/false,
+                    parameters.part());
+  fill(host);
+  backend.upload(host.flat_values().span<float>(), parameters.flat_values());
+}
+
 std::vector<std::int64_t> parameter_offsets(std::span<const ParameterSpec> specs, int parts) {
   std::vector<std::int64_t> offsets = {0};
   for (const ParameterSpec& spec : specs) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -78,6 +79,11 @@ class ParameterSet {
   DType dtype_ = DType::fp32;
   Tensor flat_values_, flat_gradients_, flat_working_;
 };
+
+/// Sets all values by fill(set), which is given a set in the host's memory: `parameters`, or where
+/// they are on a device one like it, whose values then go there.
+void fill_on_host(ParameterSet& parameters, Backend& backend,
+                  const std::function<void(ParameterSet& host)>& fill);
 
 /// Where each parameter begins in the flat buffers of one of `parts` ranks, and their length.
 std::vector<std::int64_t> parameter_offsets(std::span<const ParameterSpec> specs, int parts);

@@ -60,7 +60,8 @@ LoadedModel load_bundle(const std::filesystem::path& path, Backend& backend,
   model.tokenizer_fingerprint = tokenizer.at("fingerprint");
   if (backend.device() == Device::cpu) require_memory_for_context(bundle, microbatch_sequences);
   make_main_model(model, backend, microbatch_sequences);
-  bundle.load_main_parameters(*model.main_parameters);
+  fill_on_host(*model.main_parameters, backend,
+               [&](ParameterSet& host) { bundle.load_main_parameters(host); });
   if (bundle.table) {
     if (!bundle.table->fallback().empty() && model.grids->world.rank() == 0)
       spdlog::warn("{}", bundle.table->fallback());
@@ -120,7 +121,8 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
     throw InputError(fmt::format("--fgrams {}: {} is a baseline without f-gram model; leave it out",
                                  fgrams.string(), checkpoint->string()));
   make_main_model(model, backend, microbatch_sequences);
-  read_parameters(*checkpoint, *model.main_parameters);
+  const auto read = [&](ParameterSet& host) { read_parameters(*checkpoint, host); };
+  fill_on_host(*model.main_parameters, backend, read);
   if (model.config.fgram.layers == 0) return model;
   const std::filesystem::path file = fgrams.empty() ? trained.vocabulary : fgrams;
   auto vocabulary = std::make_unique<FgramVocabulary>(file, fgrams.empty() ? trained.size : 0,
@@ -139,7 +141,7 @@ LoadedModel load_checkpoint(const std::filesystem::path& path, Backend& backend,
   model.fgram_parameters =
       std::make_unique<ParameterSet>(fgram_parameter_specs(model.config), backend.device(),
                                      /*with_gradients=*/false);
-  read_parameters(*checkpoint, *model.fgram_parameters);
+  fill_on_host(*model.fgram_parameters, backend, read);
   model.fgram_model =
       std::make_unique<FgramModel>(model.config, *model.fgram_parameters,
                                    whole_token_table(*model.main_parameters), backend, false);

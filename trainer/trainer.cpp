@@ -217,12 +217,10 @@ void Trainer::reduce(const Batch& batch, double loss_sum, std::int64_t targets,
   }
   lap(backend_, start, metrics.reduction_seconds);
   const auto number = [](std::int64_t count) { return static_cast<double>(count); };
-  const double limit = config_.run.time_limit;
-  const bool out_of_time = limit > 0 && seconds_since(start_) > limit;
   const bool computes = has_fgrams() && grids_.fgram.tensor_rank() == 0;
   double sums[] = {grids_.main.tensor_rank() == 0 ? loss_sum : 0.0,
                    squared_norm,
-                   stop_signal_.received() != 0 || out_of_time ? 1.0 : 0.0,
+                   wants_to_stop() ? 1.0 : 0.0,
                    metrics.main_seconds,
                    metrics.fgram_seconds,
                    metrics.exchange_seconds,
@@ -257,7 +255,7 @@ void Trainer::update_parameters(StepMetrics& metrics) {
   ++updates_;
   main_optimizer_->step(updates_, metrics.lr, scale);
   if (has_fgrams())
-    fgram_optimizer_->step(updates_, metrics.lr * config_.optimizer.fgram_lr_ratio, scale);
+    fgram_optimizer_->step(++fgram_updates_, metrics.lr * config_.optimizer.fgram_lr_ratio, scale);
 }
 
 void Trainer::count_work(StepMetrics& metrics) const {
@@ -286,6 +284,15 @@ EvaluationResult Trainer::evaluate_validation() {
        .tokens = config_.trainer.eval_tokens,
        .attention_across_documents = config_.data.attention_across_documents},
       world_, grids_.main);
+}
+
+void Trainer::evaluate_and_log() {
+  const EvaluationResult evaluation = evaluate_validation();
+  validation_loss_ = evaluation.loss;
+  spdlog::info(
+      "step {} | validation loss {:.4f} | perplexity {:.2f} | {:.4f} bits/byte | {} tokens in {}",
+      step_, evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte, evaluation.tokens,
+      format_duration(evaluation.seconds));
 }
 
 TrainingResult Trainer::run() {
@@ -321,15 +328,9 @@ TrainingResult Trainer::run_steps() {
     result.loss = metrics.loss;  // none where nothing was left to do
     step_seconds += metrics.step_seconds;
     // Who asks a run to stop gives it time for a checkpoint, not for an evaluation.
-    const bool stops_early = stop_requested_ && step_ < total;
-    if (data_.validation && due(config_.trainer.eval_every) && !stops_early) {
-      const EvaluationResult evaluation = evaluate_validation();
-      validation_loss_ = metrics.validation_loss = evaluation.loss;
-      spdlog::info(
-          "step {} | validation loss {:.4f} | perplexity {:.2f} | {:.4f} bits/byte | {} tokens in "
-          "{}",
-          step_, evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte,
-          evaluation.tokens, format_duration(evaluation.seconds));
+    if (data_.validation && due(config_.trainer.eval_every) && !stop_requested_) {
+      evaluate_and_log();
+      metrics.validation_loss = validation_loss_;
     }
     if (metrics_log_) metrics_log_->write(metrics);
     if (tensorboard_log_) tensorboard_log_->write(metrics);
@@ -349,12 +350,17 @@ TrainingResult Trainer::run_steps() {
                       "data",
                       step_, metrics.skip_reason, bad_steps_.in_a_row()));
     }
+    // One more save would take about as long as the steps that it kept.
+    if (stop_requested_ && step_ < total && finish_save_under_way()) break;
     if (due(config_.checkpoint.every) || stop_requested_) {
       save_checkpoint();
       saved_step = step_;
+      stop_requested_ = stop_requested_ || agree_on_stop();  // no step, and save, more
     }
   }
   finish_checkpoint();
+  if (data_.validation && step_ == total && step_ > first_step && stop_requested_)
+    evaluate_and_log();
   result.stopped_early = stop_requested_ && step_ < total;
   if (result.stopped_early)
     spdlog::info(

@@ -85,6 +85,8 @@ class Trainer {
 
  private:
   TrainingResult run_steps();
+  /// On validation data: into validation_loss_, and the log.
+  void evaluate_and_log();
   bool has_fgrams() const { return fgram_model_ != nullptr; }
   void print_start(double peak) const;
   void resume();
@@ -93,6 +95,13 @@ class Trainer {
   /// Throws InputError where the data changed since a checkpoint, or warns where that is allowed.
   void check_data(const std::filesystem::path& checkpoint,
                   const std::vector<std::string>& changes) const;
+  /// Whether a save in the background ended well, waited for; false where none was under way on any
+  /// rank. Collective.
+  bool finish_save_under_way();
+  /// Whether any rank has reason to end the run. Collective.
+  bool agree_on_stop();
+  /// This rank got a signal, or run.time_limit is over.
+  bool wants_to_stop() const;
   /// Logs how saves ended, if any have since the last call.
   void report_saves();
   /// Begins the files of metrics. Throws InputError, on all ranks, where they cannot be written.
@@ -134,7 +143,8 @@ class Trainer {
   std::vector<std::int32_t> token_bytes_;
 
   std::int64_t step_ = 0, tokens_ = 0;
-  std::int64_t updates_ = 0;  // steps that were not skipped
+  std::int64_t updates_ = 0;        // steps that were not skipped
+  std::int64_t fgram_updates_ = 0;  // of them those of the f-gram model, which may join a baseline
   BadSteps bad_steps_;
   std::string save_error_;  // of the last save that has ended
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

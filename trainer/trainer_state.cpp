@@ -67,6 +67,7 @@ CheckpointManifest Trainer::manifest() const {
   manifest.model = config_.model;
   manifest.run = {{"yaml", to_yaml(config_)},
                   {"updates", updates_},
+                  {"fgram_updates", fgram_updates_},
                   {"bad_steps", bad_steps_.state()},
                   {"ranks", world_.size()},
                   {"grids",
@@ -115,6 +116,22 @@ void Trainer::report_saves() {
   }
 }
 
+bool Trainer::wants_to_stop() const {
+  const double limit = config_.run.time_limit;
+  return stop_signal_.received() != 0 || (limit > 0 && seconds_since(start_) > limit);
+}
+
+bool Trainer::agree_on_stop() {
+  return world_.all_reduce_value(wants_to_stop() ? 1.0 : 0.0, ReduceOp::max) > 0;
+}
+
+bool Trainer::finish_save_under_way() {
+  if (world_.all_reduce_value(writer_->is_saving() ? 1.0 : 0.0, ReduceOp::max) == 0) return false;
+  writer_->wait();
+  report_saves();
+  return save_error_.empty();
+}
+
 void Trainer::finish_checkpoint() {
   writer_->wait();
   report_saves();
@@ -157,7 +174,10 @@ void Trainer::restore(const std::filesystem::path& checkpoint, const CheckpointM
   tokens_ = saved.tokens;
   updates_ = saved.run.at("updates");
   main_optimizer_->take_state(updates_);
-  if (both_have_fgrams) fgram_optimizer_->take_state(updates_);
+  if (both_have_fgrams) {
+    fgram_updates_ = saved.run.value("fgram_updates", updates_);
+    fgram_optimizer_->take_state(fgram_updates_);
+  }
   data_state_ = {saved.data.at("epoch"), saved.data.at("sample")};
   const std::int64_t samples =
       SampleOrder(*data_.train, config_.trainer.sequence_length, config_.run.seed, true)

@@ -216,6 +216,36 @@ TEST_F(ResumedBakeTest, ComputesAgainWhatWasDamaged) {
   expect_same(whole, resumed);
 }
 
+TEST_F(ResumedBakeTest, KeepsTheRowsWhereAFileCannotBeRead) {
+  const fs::path whole = folder_.path() / "whole", resumed = folder_.path() / "resumed";
+  const fs::path left = folder_.path() / "resumed.tmp";
+  const fs::path file = left / table_file_name(2), away = folder_.path() / "away";
+  bake(whole, 1);
+  EXPECT_THROW(bake(resumed, 1, 20), std::runtime_error);
+  fs::rename(file, away);
+  EXPECT_THROW(bake(resumed, 1), InputError);
+  EXPECT_TRUE(fs::exists(left / "bake.json"));
+  fs::rename(away, file);
+  EXPECT_GT(bake(resumed, 1).rows_kept, 300);
+  expect_same(whole, resumed);
+}
+
+TEST_F(ResumedBakeTest, KeepsTheRowsWhereTheBundleCannotBePutInPlace) {
+  // With ".old.tmp", of the bundle that is replaced, the name is too long.
+  const fs::path bundle = folder_.path() / std::string(250, 'b');
+  const fs::path left = bundle.string() + ".tmp";
+  const std::int64_t rows = bake(bundle, 1).rows;
+  const fs::path first = folder_.path() / "first";
+  options_.overwrite = true;
+  EXPECT_THROW(bake(bundle, 2), std::runtime_error);
+  EXPECT_TRUE(bundle_problems(bundle).empty());
+  EXPECT_TRUE(fs::exists(left / "bake.json"));
+  fs::rename(bundle, first);
+  EXPECT_EQ(bake(bundle, 1).rows_kept, rows);
+  expect_same(first, bundle);
+  EXPECT_FALSE(fs::exists(left));
+}
+
 TEST_F(ResumedBakeTest, StartsAnewForAnotherBake) {
   const fs::path bundle = folder_.path() / "bundle";
   EXPECT_THROW(bake(bundle, 1, 20), std::runtime_error);
@@ -262,7 +292,11 @@ TEST(Bake, RefusesAndLeavesNothingHalfWritten) {
   const TemporaryFolder folder;
   TinyRun run(folder.path());
   const fs::path bundle = folder.path() / "bundle";
-  fs::create_directories(folder.path() / "bundle.tmp/table");  // of a bake that was killed
+  const fs::path other = folder.path() / "bundle.tmp";
+  fs::create_directories(other / "table");  // nobody knows whose
+  EXPECT_THROW(bake(run, bundle), InputError);
+  EXPECT_TRUE(fs::exists(other / "table"));
+  std::ofstream(other / ".unfinished").put('\n');  // a bake's that was killed
   bake(run, bundle);
   EXPECT_THROW(bake(run, bundle), InputError);  // exists
   EXPECT_TRUE(bundle_problems(bundle).empty());

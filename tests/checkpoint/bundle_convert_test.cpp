@@ -257,7 +257,11 @@ TEST_F(ConvertTest, WhatCannotBeConvertedIsRefused) {
 
 TEST_F(ConvertTest, TargetsAreNotReplacedUnasked) {
   options_.type = RowType::bf16;
-  fs::create_directories(folder_.path() / "converted.tmp/table");  // of one that was killed
+  const fs::path other = folder_.path() / "converted.tmp";
+  fs::create_directories(other / "table");  // nobody knows whose
+  EXPECT_THAT(error(), HasSubstr("is nothing that scone left unfinished; move it away"));
+  EXPECT_TRUE(fs::exists(other / "table"));
+  std::ofstream(other / ".unfinished").put('\n');  // of one that was killed
   EXPECT_EQ(error(), "");
   EXPECT_THAT(error(), HasSubstr("exists"));
   options_.overwrite = true;

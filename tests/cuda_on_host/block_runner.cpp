@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "device_access.h"
 #include "runner.h"
 
 constinit thread_local uint3 threadIdx{};
@@ -382,6 +383,7 @@ std::uint64_t order_seed() {
 
 void run_grid(std::string_view kernel, Extent grid, Extent block, std::size_t dynamic_shared_bytes,
               void (*body)(const void*), const void* context) {
+  const DeviceAccess access;
   runner().run(kernel, grid, block, dynamic_shared_bytes, body, context);
 }
 

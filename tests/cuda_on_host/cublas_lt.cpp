@@ -7,6 +7,8 @@
 #include <set>
 #include <vector>
 
+#include "device_access.h"
+
 struct cublasLtContext {};
 struct cublasLtMatmulDescription {
   cublasComputeType_t compute;
@@ -299,6 +301,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
                               cublasLtMatrixLayout_t c, void* d_values, cublasLtMatrixLayout_t d,
                               const cublasLtMatmulAlgo_t* algorithm, void* workspace,
                               std::size_t workspace_bytes, cudaStream_t) {
+  const cuda_on_host::DeviceAccess access;
   if (!is_sound(*description, *a, *b, *c, *d)) return CUBLAS_STATUS_INVALID_VALUE;
   const std::uint64_t alignment = algorithm->data[4];
   const cublasLtMatmulAlgo_t fits =

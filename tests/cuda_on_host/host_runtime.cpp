@@ -3,6 +3,10 @@
 
 #include "host_runtime.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +14,8 @@
 #include <map>
 #include <mutex>
 #include <utility>
+
+#include "device_access.h"
 
 namespace {
 
@@ -40,6 +46,21 @@ cudaError_t allocate(void** memory, std::size_t bytes) {
 struct DeviceMemory {
   std::mutex mutex;
   std::map<std::uintptr_t, std::size_t> blocks;
+  int accesses = 0;  // DeviceAccess objects that there are
+
+  /// What the sanitizer lets the program touch.
+  static void set_open([[maybe_unused]] std::uintptr_t begin, [[maybe_unused]] std::size_t bytes,
+                       [[maybe_unused]] bool open) {
+#if defined(__SANITIZE_ADDRESS__)
+    if (open)
+      __asan_unpoison_memory_region(reinterpret_cast<void*>(begin), bytes);
+    else
+      __asan_poison_memory_region(reinterpret_cast<void*>(begin), bytes);
+#endif
+  }
+  void set_all_open(bool open) const {
+    for (const auto& [begin, bytes] : blocks) set_open(begin, bytes, open);
+  }
 };
 DeviceMemory& device_memory() {
   static auto* const memory = new DeviceMemory;  // outlives what other statics hold of it
@@ -73,6 +94,17 @@ namespace cuda_on_host {
 RuntimeState& runtime_state() {
   static RuntimeState state;
   return state;
+}
+
+DeviceAccess::DeviceAccess() {
+  DeviceMemory& memory = device_memory();
+  const std::lock_guard lock(memory.mutex);
+  if (memory.accesses++ == 0) memory.set_all_open(true);
+}
+DeviceAccess::~DeviceAccess() {
+  DeviceMemory& memory = device_memory();
+  const std::lock_guard lock(memory.mutex);
+  if (--memory.accesses == 0) memory.set_all_open(false);
 }
 }  // namespace cuda_on_host
 
@@ -152,16 +184,21 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   if (bytes > runtime_state().free_memory) return remember(cudaErrorMemoryAllocation);
   const cudaError_t error = allocate(memory, bytes);
   if (error != cudaSuccess) return error;
-  const std::lock_guard lock(device_memory().mutex);
-  device_memory().blocks[reinterpret_cast<std::uintptr_t>(*memory)] = bytes;
+  DeviceMemory& all = device_memory();
+  const std::lock_guard lock(all.mutex);
+  const auto begin = reinterpret_cast<std::uintptr_t>(*memory);
+  all.blocks[begin] = bytes;
+  DeviceMemory::set_open(begin, bytes, all.accesses > 0);
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* memory) {
   if (memory == nullptr) return cudaSuccess;
-  const std::lock_guard lock(device_memory().mutex);
-  if (device_memory().blocks.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0) {
-    return remember(cudaErrorInvalidValue);
-  }
+  DeviceMemory& all = device_memory();
+  const std::lock_guard lock(all.mutex);
+  const auto block = all.blocks.find(reinterpret_cast<std::uintptr_t>(memory));
+  if (block == all.blocks.end()) return remember(cudaErrorInvalidValue);
+  DeviceMemory::set_open(block->first, block->second, true);
+  all.blocks.erase(block);
   std::free(memory);
   return cudaSuccess;
 }
@@ -180,12 +217,14 @@ cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
       !(is_right(target, bytes, to) && is_right(source, bytes, from))) {
     return remember(cudaErrorInvalidValue);
   }
+  const cuda_on_host::DeviceAccess access;
   std::memmove(target, source, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* target, int value, std::size_t bytes, cudaStream_t) {
   if (bytes == 0) return cudaSuccess;
   if (!is_right(target, bytes, true)) return remember(cudaErrorInvalidValue);
+  const cuda_on_host::DeviceAccess access;
   std::memset(target, value, bytes);
   return cudaSuccess;
 }

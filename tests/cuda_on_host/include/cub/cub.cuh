@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../device_access.h"
 #include "../cuda_runtime.h"
 
 namespace cub {
@@ -26,6 +27,7 @@ struct DeviceRadixSort {
       return cudaSuccess;
     }
     if (workspace_bytes < n * (sizeof(Key) + sizeof(Value)) + 256) return cudaErrorInvalidValue;
+    const cuda_on_host::DeviceAccess access;
     std::memset(workspace, 0xFF, workspace_bytes);
     using Bits = std::make_unsigned_t<Key>;
     const auto digits = [&](std::size_t i) {
@@ -58,6 +60,7 @@ struct DeviceScan {
       workspace_bytes = 256;
       return cudaSuccess;
     }
+    const cuda_on_host::DeviceAccess access;
     std::inclusive_scan(in, in + count, out);
     return cudaSuccess;
   }
@@ -69,6 +72,7 @@ struct DeviceScan {
       return cudaSuccess;
     }
     using T = std::remove_cvref_t<decltype(*out)>;
+    const cuda_on_host::DeviceAccess access;
     std::exclusive_scan(in, in + count, out, T{0});
     return cudaSuccess;
   }
