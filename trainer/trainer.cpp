@@ -286,6 +286,15 @@ EvaluationResult Trainer::evaluate_validation() {
       world_, grids_.main);
 }
 
+bool Trainer::wants_to_stop() const {
+  const double limit = config_.run.time_limit;
+  return stop_signal_.received() != 0 || (limit > 0 && seconds_since(start_) > limit);
+}
+
+bool Trainer::agree_on_stop() {
+  return world_.all_reduce_value(wants_to_stop() ? 1.0 : 0.0, ReduceOp::max) > 0;
+}
+
 void Trainer::evaluate_and_log() {
   const EvaluationResult evaluation = evaluate_validation();
   validation_loss_ = evaluation.loss;

@@ -116,15 +116,6 @@ void Trainer::report_saves() {
   }
 }
 
-bool Trainer::wants_to_stop() const {
-  const double limit = config_.run.time_limit;
-  return stop_signal_.received() != 0 || (limit > 0 && seconds_since(start_) > limit);
-}
-
-bool Trainer::agree_on_stop() {
-  return world_.all_reduce_value(wants_to_stop() ? 1.0 : 0.0, ReduceOp::max) > 0;
-}
-
 bool Trainer::finish_save_under_way() {
   if (world_.all_reduce_value(writer_->is_saving() ? 1.0 : 0.0, ReduceOp::max) == 0) return false;
   writer_->wait();

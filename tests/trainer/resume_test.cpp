@@ -1,19 +1,27 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <omp.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <sstream>
 #include <string>
+#include <string_view>
+#include <thread>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_folder.h"
 #include "model/ops/ops.h"
 #include "tiny_data.h"
 #include "trainer/trainer.h"
@@ -114,7 +122,9 @@ TEST(Resume, BitForBitWithStochasticRounding) {
 
 TEST(Resume, WithAnFgramModelMoreOrLess) {
   const TinyData data;
-  const RunConfig baseline = steady_run(data, "run", 0), scone = steady_run(data, "run", 2);
+  const RunConfig baseline = steady_run(data, "run", 0);
+  RunConfig scone = steady_run(data, "run", 2);
+  scone.trainer.bad_step_sigma = 0;  // the loss leaps where the model joins
   const auto expected = more_steps(steady_run(data, "whole", 0), 2, 9);
   std::vector<double> found = more_steps(baseline, 2, 6);
   more_steps(scone, 2, 0);  // an f-gram model joins, and is saved at the same step
@@ -124,8 +134,56 @@ TEST(Resume, WithAnFgramModelMoreOrLess) {
                                  fresh.fgram_parameters().flat_values().span<float>()));
   EXPECT_FALSE(std::ranges::equal(joined.main_parameters().flat_values().span<float>(),
                                   fresh.main_parameters().flat_values().span<float>()));
+  // Adam's first step is as long as the learning rate, and so it is for a model that joins late.
+  const double lr = joined.train_step().lr;
+  const auto before = fresh.fgram_parameters().flat_values().span<float>();
+  const auto after = joined.fgram_parameters().flat_values().span<float>();
+  double longest = 0;
+  for (std::size_t i = 0; i < before.size(); ++i)
+    longest = std::max(longest, std::abs(double{after[i]} - double{before[i]}));
+  EXPECT_GT(longest / lr, 0.7);  // with the main model's number of updates 0.45 at most
+  EXPECT_LT(longest / lr, 1.05);
+  const auto saved = read_manifest(find_checkpoint(scone.run.folder).value()).run;
+  EXPECT_EQ(saved.at("updates"), 6);
+  EXPECT_EQ(saved.at("fgram_updates"), 0);
   for (const double loss : more_steps(baseline, 2, 3)) found.push_back(loss);  // and leaves
   EXPECT_EQ(found, expected);
+}
+
+/// Sends this process a signal when a checkpoint's line is logged, once.
+class SignalAtSave final : public spdlog::sinks::base_sink<std::mutex> {
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    const std::string_view text(message.payload.data(), message.payload.size());
+    if (sent_ || !text.starts_with("checkpoint /")) return;
+    sent_ = true;
+    kill(getpid(), SIGTERM);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));  // until it was taken
+  }
+  void flush_() override {}
+
+ private:
+  bool sent_ = false;
+};
+
+// The time before a batch system ends the job may be for one save.
+TEST(Resume, AStopWithinASaveMakesNoOther) {
+  const TinyData data;
+  RunConfig config = steady_run(data, "run");
+  config.trainer.steps = 1'000'000;
+  config.checkpoint.every = 3;
+  config.checkpoint.keep = 0;
+  config.checkpoint.async = false;
+  std::filesystem::create_directories(config.run.folder);
+  auto& sinks = spdlog::default_logger()->sinks();
+  sinks.push_back(std::make_shared<SignalAtSave>());
+  const auto self = make_self_communicator();
+  Trainer trainer(config, cpu_backend(), *self);
+  const TrainingResult result = trainer.run();
+  sinks.pop_back();
+  EXPECT_TRUE(result.stopped_early);
+  EXPECT_EQ(result.step, 3);
+  EXPECT_EQ(list_checkpoints(std::filesystem::path(config.run.folder) / "checkpoints").size(), 1U);
 }
 
 TEST(Resume, ARunOutOfTimeSavesAndStops) {
