@@ -2,14 +2,20 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <set>
+#include <string>
 #include <system_error>
 
+#include "data/hdf5_file.h"
 #include "data/shard_list.h"
+#include "data/token_shard.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -37,26 +43,55 @@ void sync_file(const fs::path& file) {
   }
 }
 
+bool is_shard(const fs::path& file) {
+  try {
+    const Hdf5File shard = Hdf5File::open(file);
+    return shard.has_attribute("format") && shard.string_attribute("format") == kTokenShardFormat;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+/// Whether scone tokenize has written the folder before. Throws InputError where it holds HDF5
+/// files of others.
+bool is_our_folder(const fs::path& output, const fs::path& folder) {
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) return false;
+  std::set<std::string> listed;
+  for (const ListedShard& shard : read_shard_list(folder)) listed.insert(shard.file);
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() != ".h5" || listed.contains(entry.path().filename().string()) ||
+        is_shard(entry.path()))
+      continue;
+    throw InputError(
+        fmt::format("--output {}: {} is no token shard, and would be removed with the shards that "
+                    "are replaced; move it away, or give another folder",
+                    output.string(), entry.path().string()));
+  }
+  return fs::exists(folder / kShardListName);
+}
+
 /// Replaces the shards of `target`, and their list, by those of `made`; a folder left empty goes.
 void publish_shards(const fs::path& made, const fs::path& target) {
-  if (fs::is_directory(target)) {
-    fs::remove(target / kShardListName);
-    for (const auto& entry : fs::directory_iterator(target)) {
-      if (entry.path().extension() == ".h5") fs::remove(entry.path());
-    }
-  }
   fs::create_directories(target);
+  // The list comes first: where this is ended on the way, shards are missing by it, and nobody
+  // takes those that are there for all.
+  const bool any = fs::exists(made / kShardListName);
+  if (any)
+    fs::rename(made / kShardListName, target / kShardListName);
+  else
+    fs::remove(target / kShardListName);
+  for (const auto& entry : fs::directory_iterator(target)) {
+    if (entry.path().extension() == ".h5") fs::remove(entry.path());
+  }
   for (const auto& entry : fs::directory_iterator(made)) {
     if (entry.path().extension() == ".h5")
       fs::rename(entry.path(), target / entry.path().filename());
   }
-  // The list comes last: while it is not there, nothing is expected of the folder.
-  if (fs::exists(made / kShardListName)) {
-    fs::rename(made / kShardListName, target / kShardListName);
-  } else if (fs::is_empty(target)) {
-    fs::remove(target);
-  }
+  if (!any && fs::is_empty(target)) fs::remove(target);
 }
+
+constexpr std::array<const char*, 2> kTokenizerNames = {"tokenizer.json", "tokenizer.model"};
 
 const char* tokenizer_name(const fs::path& file) {
   if (file.extension() == ".json") return "tokenizer.json";
@@ -73,29 +108,49 @@ std::unique_ptr<DatasetFolder> DatasetFolder::join(const fs::path& output) {
   return std::unique_ptr<DatasetFolder>(new DatasetFolder(output, Joined()));
 }
 
-DatasetFolder::DatasetFolder(const fs::path& output) : DatasetFolder(output, Joined()) {
-  joined_ = false;
+DatasetFolder::DatasetFolder(const fs::path& output, const fs::path& tokenizer)
+    : DatasetFolder(output, Joined()) {
   std::error_code error;
   if (fs::exists(output, error) && !fs::is_directory(output, error)) {
     cannot_write(output, "a file");
   }
+  const bool in_train = is_our_folder(output, output / "train");
+  const bool in_validation = is_our_folder(output, output / "validation");
+  for (const char* name : kTokenizerNames) {
+    const fs::path file = output / name;
+    if (in_train || in_validation || !fs::exists(file, error) ||
+        (!tokenizer.empty() && fs::equivalent(file, tokenizer, error)))
+      continue;
+    throw InputError(
+        fmt::format("--output {}: {} is there, but no shards of scone tokenize, so it is not "
+                    "replaced; move it away, or give another folder",
+                    output.string(), file.string()));
+  }
   made_output_ = fs::create_directories(output, error);
   if (error) cannot_write(output, error.message());
+  lock_ = std::make_unique<FileLock>(output / ".tokenize.lock");
+  if (lock_->outcome() == FileLock::Outcome::unsupported)
+    spdlog::warn(
+        "--output {}: the file system cannot lock it; see to it that no other scone "
+        "tokenize writes there",
+        output.string());
+  if (lock_->outcome() == FileLock::Outcome::held_by_another)
+    throw InputError(fmt::format(
+        "--output {}: another scone tokenize writes there; wait for it, or give another folder",
+        output.string()));
+  joined_ = false;                  // what is made from here on goes with this object
   fs::remove_all(staging_, error);  // of a run that was killed
   if (!error) fs::create_directories(train(), error);
   if (!error) fs::create_directories(validation(), error);
   if (!error) fs::create_directories(spill(), error);
-  if (error) {
-    std::error_code ignored;
-    if (made_output_) fs::remove(output, ignored);
-    cannot_write(output, error.message());
-  }
+  if (error) cannot_write(output, error.message());
 }
 
 DatasetFolder::~DatasetFolder() {
   if (joined_) return;
   std::error_code ignored;
   fs::remove_all(staging_, ignored);
+  if (lock_->outcome() == FileLock::Outcome::held) lock_->remove_file();
   if (made_output_ && fs::is_empty(output_, ignored)) fs::remove(output_, ignored);
 }
 
@@ -118,7 +173,7 @@ void DatasetFolder::publish() {
     }
     publish_shards(train(), output_ / "train");
     publish_shards(validation(), output_ / "validation");
-    for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    for (const char* name : kTokenizerNames) {
       if (fs::exists(staging_ / name)) {
         fs::rename(staging_ / name, output_ / name);
       } else {

@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <memory>
 
+#include "data/file_lock.h"
+
 namespace scone {
 
 /// A folder of `scone tokenize` while it is made: train/, validation/ and the tokenizer are written
@@ -10,9 +12,12 @@ namespace scone {
 /// reached, what was there before stays as it was, and nothing new does.
 class DatasetFolder {
  public:
-  /// Creates `output` where there is none. Throws InputError: it is a file, or cannot be created or
-  /// written.
-  explicit DatasetFolder(const std::filesystem::path& output);
+  /// Creates `output` where there is none, and keeps others out of it. tokenizer: the file that
+  /// will be copied into it, which may lie in it already. Throws InputError: it is a file, or
+  /// cannot be created or written; another scone tokenize writes it; something that is not of one
+  /// would be replaced.
+  explicit DatasetFolder(const std::filesystem::path& output,
+                         const std::filesystem::path& tokenizer = {});
   /// The same folder on another rank, which leaves making, publishing and removing to the first.
   static std::unique_ptr<DatasetFolder> join(const std::filesystem::path& output);
   ~DatasetFolder();
@@ -35,8 +40,9 @@ class DatasetFolder {
   struct Joined {};
   DatasetFolder(const std::filesystem::path& output, Joined);
   std::filesystem::path output_, staging_;
-  bool joined_ = false;
+  bool joined_ = false;  // leaves all that is there to others
   bool made_output_ = false;
+  std::unique_ptr<FileLock> lock_;
 };
 
 }  // namespace scone

@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,19 +26,6 @@ std::int64_t free_bytes_of(const fs::path& folder) {
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   return error ? 0 : static_cast<std::int64_t>(space.available);
-}
-
-/// The lock's descriptor; -1 where another process holds it.
-int try_lock(const fs::path& folder) {
-  const fs::path path = folder / lock_name;
-  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (descriptor < 0) {
-    throw InputError(fmt::format("{}: cannot be written to: {}; give --spill another folder",
-                                 folder.string(), std::strerror(errno)));
-  }
-  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
-  ::close(descriptor);
-  return -1;
 }
 
 /// Whether the folder is empty or a run's own: it is locked before anything else is put into it.
@@ -140,8 +127,11 @@ SpillFolder::SpillFolder(const fs::path& folder, int rank, int ranks)
                     "its temporary data; give --spill another folder",
                     path_.string()));
   }
-  lock_ = try_lock(path_);
-  if (lock_ < 0) {
+  lock_ = std::make_unique<FileLock>(path_ / lock_name);
+  if (lock_->outcome() == FileLock::Outcome::unsupported)
+    spdlog::warn("{}: the file system cannot lock it; see to it that no other scone fgrams uses it",
+                 path_.string());
+  if (lock_->outcome() == FileLock::Outcome::held_by_another) {
     throw InputError(
         fmt::format("{}: another scone fgrams is using this folder for temporary data; wait for "
                     "it, or give another --spill or --output",
@@ -152,17 +142,15 @@ SpillFolder::SpillFolder(const fs::path& folder, int rank, int ranks)
     const std::string name = entry.path().filename();
     if (name.rfind("rank-", 0) != 0 || std::atoi(name.c_str() + 5) < ranks) continue;
     if (!may_be_ours(entry.path())) continue;
-    const int other = try_lock(entry.path());
-    if (other < 0) continue;
-    fs::remove_all(entry.path(), error);
-    ::close(other);
+    const FileLock other(entry.path() / lock_name);
+    if (other.outcome() == FileLock::Outcome::held) fs::remove_all(entry.path(), error);
   }
 }
 
 SpillFolder::~SpillFolder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
-  ::close(lock_);
+  lock_.reset();
   // Succeeds for the last rank, whose folder was the last in it. A link is its user's.
   if (!fs::is_symlink(folder_, ignored)) fs::remove(folder_, ignored);
 }

@@ -4,8 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
+
+#include "data/file_lock.h"
 
 namespace scone {
 
@@ -62,7 +65,7 @@ class SpillFolder {
 
  private:
   std::filesystem::path folder_, path_;
-  int lock_ = -1;
+  std::unique_ptr<FileLock> lock_;
 };
 
 }  // namespace scone

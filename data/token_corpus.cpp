@@ -87,7 +87,7 @@ std::string checksum_of(const Shard& shard) {
 
 Shard open_shard(const std::filesystem::path& path) {
   const Hdf5File file = Hdf5File::open(path);
-  if (!file.has_attribute("format") || file.string_attribute("format") != "scone-tokens")
+  if (!file.has_attribute("format") || file.string_attribute("format") != kTokenShardFormat)
     throw InputError(fmt::format(
         "{}: not a token shard of `scone tokenize` (attribute 'format' should be 'scone-tokens')",
         path.string()));

@@ -83,7 +83,7 @@ void TokenShardWriter::write_shard() {
       folder_ / fmt::format("shard-{:05}.h5", first_shard_ + totals_.shards);
   try {
     Hdf5File file = Hdf5File::create(path);
-    file.set_attribute("format", "scone-tokens");
+    file.set_attribute("format", kTokenShardFormat);
     file.set_attribute("format_version", format_version);
     file.set_attribute("tokenizer_fingerprint", tokenizer_.fingerprint);
     file.set_attribute("vocabulary_size", tokenizer_.vocabulary_size);

@@ -19,6 +19,9 @@ struct ShardTokenizer {
 /// 16 hex digits of XXH3-64 over the bytes of a shard's tokens, then those of its document offsets.
 std::string shard_checksum(std::span<const std::byte> tokens, std::span<const std::byte> offsets);
 
+/// A shard's attribute "format".
+inline constexpr const char* kTokenShardFormat = "scone-tokens";
+
 /// Totals of what a writer was given.
 struct ShardTotals {
   std::int64_t documents = 0, tokens = 0, text_bytes = 0, shards = 0;

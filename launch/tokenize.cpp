@@ -311,7 +311,8 @@ int tokenize(const TokenizeArguments& arguments, CommandContext& context) {
   });
   run_agreed(world, [&] {
     if (!context.is_root()) return;
-    folder = std::make_unique<DatasetFolder>(arguments.output);
+    folder = std::make_unique<DatasetFolder>(
+        arguments.output, tokenizer ? tokenizer->file() : std::filesystem::path());
     if (tokenizer) {
       folder->copy_tokenizer(tokenizer->file());
     } else {

@@ -16,8 +16,10 @@ std::int64_t sum(std::span<const std::int64_t> counts) {
 
 void RowExchange::upload(std::span<const std::int64_t> index, Tensor& target) {
   const auto count = static_cast<std::int64_t>(index.size());
-  if (target.shape().empty() || target.elements() < count)
+  if (target.shape().empty() || target.elements() < count) {
+    target = Tensor();  // not both at once
     target = Tensor::zeros({count + count / 8}, DType::int32, backend_.device());
+  }
   host_index_.resize(std::max(host_index_.size(), index.size()));
   std::ranges::transform(index, host_index_.begin(), [](std::int64_t row) {
     if (row > std::numeric_limits<std::int32_t>::max())
@@ -28,9 +30,11 @@ void RowExchange::upload(std::span<const std::int64_t> index, Tensor& target) {
 }
 
 Tensor RowExchange::grown(Tensor& buffer, std::int64_t rows) const {
-  if (buffer.empty() || buffer.dim(0) < rows)
+  if (buffer.empty() || buffer.dim(0) < rows) {
+    buffer = Tensor();  // not both at once
     buffer = Tensor::zeros({std::max<std::int64_t>(rows + rows / 8, 1), width_}, DType::fp32,
                            backend_.device());
+  }
   return buffer.rows(0, rows);
 }
 

@@ -17,8 +17,10 @@ constexpr int all_cells = 0;               // mask and bits that every cell fits
 Tensor reserve_rows(Tensor& buffer, std::int64_t rows, std::int64_t width, Device device,
                     DType dtype) {
   const std::int64_t needed = std::max<std::int64_t>(rows, 1);
-  if (buffer.empty() || buffer.dim(0) < needed || buffer.dim(1) != width)
+  if (buffer.empty() || buffer.dim(0) < needed || buffer.dim(1) != width) {
+    buffer = Tensor();  // not both at once
     buffer = Tensor::zeros({needed + needed / 8, width}, dtype, device);
+  }
   return buffer.rows(0, needed);
 }
 

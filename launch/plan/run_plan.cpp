@@ -59,7 +59,7 @@ std::int64_t RunPlan::node_host_bytes(const DeviceFigures& device,
 }
 
 bool RunPlan::fits(const DeviceFigures& device, const VocabularyBytes& vocabulary) const {
-  return bytes() <= device.memory && node_host_bytes(device, vocabulary) <= device.host_memory;
+  return obstacles(device, vocabulary).empty();
 }
 
 std::vector<std::string> RunPlan::obstacles(const DeviceFigures& device,

@@ -17,6 +17,9 @@ if [ ! -x "$scone" ]; then
   echo "job.sh: $scone: no such program; build it with launch/setup.sh, or set SCONE to its path" >&2
   exit 2
 fi
+# A task of an array by its number: the last one has the array's id for its own, by which Slurm would mean all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+job=${job:-$SLURM_JOB_ID}
 interrupted='' signalled='' child=''
 on_signal() {
   interrupted=1 signalled=1
@@ -55,7 +58,7 @@ if [ "${command[0]}" = srun ]; then
 fi
 # Slurm before 23.02 does not tell when the job's time is over.
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-  end=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e || true) # N/A where it has no limit
+  end=$(squeue --noheader --job="$job" --format=%e || true) # N/A where it has no limit
   if [ -n "$end" ] && end=$(date --date="$end" +%s 2>/dev/null); then export SLURM_JOB_END_TIME=$end; fi
 fi
 
@@ -95,10 +98,10 @@ if [ "$fruitless" -gt "${SCONE_MOST_FRUITLESS:-5}" ]; then
 fi
 if [ -n "$again" ] && [ "$fruitless" -gt 0 ]; then echo "$fruitless" >"$record" || true; else rm -f "$record"; fi
 if [ -n "$again" ]; then
-  state=$(ask_slurm squeue --noheader --job="$SLURM_JOB_ID" --format=%T || true)
+  state=$(ask_slurm squeue --noheader --job="$job" --format=%T || true)
   if [ "$state" = RUNNING ]; then # not where it was cancelled
     echo "job.sh: stopped by a signal (exit code $code): back into the queue" >&2
-    ask_slurm scontrol requeue "$SLURM_JOB_ID"
+    ask_slurm scontrol requeue "$job"
   else
     echo "job.sh: stopped by a signal (exit code $code), but the job is ${state:-gone}: not requeued" >&2
   fi

@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <ctime>
 #include <fstream>
@@ -24,6 +25,7 @@
 #include "launch/sweep/sweep_folder.h"
 #include "launch/sweep/sweep_status.h"
 #include "parallel/error.h"
+#include "trainer/stop_signal.h"
 
 namespace scone {
 namespace {
@@ -34,7 +36,10 @@ constexpr std::chrono::seconds kReportEvery{60};
 std::atomic<int> signals_received = 0;
 static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
 
-void count_signal(int) { ++signals_received; }
+/// A terminal that goes may say so several times: a hangup is the first signal or none.
+void count_signal(int signal) {
+  if (signal != SIGHUP || signals_received == 0) ++signals_received;
+}
 
 /// From construction to destruction SIGINT, SIGTERM and SIGHUP are counted instead of ending this
 /// process. No thread of it computes, so any may take them.
@@ -91,6 +96,10 @@ class LocalRunner {
   void start(Progress& progress, const StageCommand& stage);
   void start_waiting();
   void stop();
+  void ask_to_stop();
+  /// Writes state.json, or warns: it is for who looks on.
+  void note(const Progress& progress, const PointState& state) const;
+  LocalOutcome run_all();
   /// Takes note of a child that has ended, and starts what follows.
   void ended(Progress& progress, int code);
   void report_finished(const Progress& progress) const;
@@ -106,6 +115,7 @@ class LocalRunner {
   std::string program_;
   std::vector<Progress> all_;
   int signals_seen_ = 0;
+  std::chrono::steady_clock::time_point stopping_since_;
   std::chrono::steady_clock::time_point reported_ = std::chrono::steady_clock::now();
 };
 
@@ -139,7 +149,7 @@ void LocalRunner::start(Progress& progress, const StageCommand& stage) {
       "== {:%Y-%m-%d %H:%M:%S} {}, attempt {}: {}\n", fmt::localtime(std::time(nullptr)),
       name_of(stage.stage), progress.failures + 1, fmt::join(command, " "));
   remove_results_after(stage.stage, progress.stages);
-  write_state(folder(progress), {"running", name_of(stage.stage), progress.failures + 1, 0});
+  note(progress, {"running", name_of(stage.stage), progress.failures + 1, 0});
   progress.running = &stage;
   progress.child.emplace(
       command, std::vector<std::string>{fmt::format("OMP_NUM_THREADS={}", local_.threads)},
@@ -159,24 +169,39 @@ void LocalRunner::start_waiting() {
 void LocalRunner::stop() {
   const int signals = signals_received;
   if (signals == signals_seen_) return;
-  const bool first = signals_seen_ == 0;
-  signals_seen_ = signals;
-  if (first)
-    spdlog::warn("stopping: {} running; training saves first. A second signal kills",
-                 count_running());
-  for (Progress& progress : all_) {
-    if (!progress.child) continue;
-    if (first && signals == 1)
-      progress.child->send(SIGUSR1);  // mpirun would kill its ranks a second after a SIGTERM
-    else
-      progress.child->kill();
+  const auto now = std::chrono::steady_clock::now();
+  if (std::exchange(signals_seen_, signals) == 0) {
+    stopping_since_ = now;
+    spdlog::warn("stopping: {} running; training saves first. A second signal, {} s later, kills",
+                 count_running(), StopSignal::one_stop.count());
+    ask_to_stop();
+    return;
+  }
+  if (now - stopping_since_ < StopSignal::one_stop) return;  // the same, told twice
+  for (Progress& progress : all_)
+    if (progress.child) progress.child->kill();
+}
+
+void LocalRunner::ask_to_stop() {
+  for (const Progress& progress : all_)  // mpirun would kill its ranks a second after a SIGTERM
+    if (progress.child) progress.child->send(SIGUSR1);
+}
+
+void LocalRunner::note(const Progress& progress, const PointState& state) const {
+  try {
+    write_state(folder(progress), state);
+  } catch (const std::exception& error) {
+    spdlog::warn("{}", error.what());
   }
 }
 
 void LocalRunner::report_finished(const Progress& progress) const {
   const auto result = read_json_file(folder(progress) / "evaluation.json");
-  spdlog::info("{}: finished, loss {:.4f}, perplexity {:.3f}", progress.point->name,
-               result.value("loss", 0.0), result.value("perplexity", 0.0));
+  const auto number = [&](const char* key) {  // null: it was none
+    return result.contains(key) && result[key].is_number() ? result[key].get<double>() : NAN;
+  };
+  spdlog::info("{}: finished, loss {:.4f}, perplexity {:.3f}", progress.point->name, number("loss"),
+               number("perplexity"));
 }
 
 void LocalRunner::ended(Progress& progress, int code) {
@@ -184,7 +209,7 @@ void LocalRunner::ended(Progress& progress, int code) {
   progress.child.reset();
   progress.running = nullptr;
   const auto record = [&](const char* state) {
-    write_state(folder(progress), {state, name_of(stage.stage), progress.failures, code});
+    note(progress, {state, name_of(stage.stage), progress.failures, code});
   };
   if (code == 0 && is_done(stage.stage, stage.result)) {
     progress.failures = 0;
@@ -220,12 +245,30 @@ void LocalRunner::report_running() {
   const auto now = std::chrono::steady_clock::now();
   if (now - reported_ < kReportEvery) return;
   reported_ = now;
-  for (const PointStatus& status : read_status(sweep_.folder, read_sweep_record(sweep_.folder)))
-    if (status.state == "running") spdlog::info("{}", describe(status));
+  try {
+    for (const PointStatus& status : read_status(sweep_.folder, read_sweep_record(sweep_.folder)))
+      if (status.state == "running") spdlog::info("{}", describe(status));
+  } catch (const std::exception& error) {
+    spdlog::warn("{}", error.what());
+  }
 }
 
 LocalOutcome LocalRunner::run() {
   const CountedSignals counted;
+  try {
+    return run_all();
+  } catch (const std::exception& error) {
+    // What is running is not to be lost for what went wrong here.
+    if (count_running() > 0)
+      spdlog::error("{}: {} running save first", error.what(), count_running());
+    ask_to_stop();
+    for (Progress& progress : all_)
+      if (progress.child) progress.child->wait();
+    throw;
+  }
+}
+
+LocalOutcome LocalRunner::run_all() {
   while (true) {
     stop();
     if (signals_seen_ == 0) start_waiting();

@@ -74,11 +74,20 @@ std::vector<JobRecord> read_jobs(const fs::path& folder) {
   }
 }
 
-/// The state of each array task of this user in the queue: "123_4" -> "PENDING".
-std::map<std::string, std::string> ask_queue() {
-  const auto result = call({"squeue", "--me", "--noheader", "--array", "--format=%i %T"});
-  if (result.code != 0) throw std::runtime_error(fmt::format("squeue failed: {}", result.error));
+/// The state of each task of these jobs that is in the queue, whoever submitted it:
+/// "123_4" -> "PENDING".
+std::map<std::string, std::string> ask_queue(const std::vector<JobRecord>& jobs) {
   std::map<std::string, std::string> states;
+  std::vector<std::string> ids;
+  for (const JobRecord& job : jobs) ids.push_back(job.id);
+  if (ids.empty()) return states;
+  const auto result = call({"squeue", "--noheader", "--array", "--format=%i %T",
+                            fmt::format("--jobs={}", fmt::join(ids, ","))});
+  if (result.code != 0) {
+    // Of a single one that has ended long ago.
+    if (result.error.find("Invalid job id") != std::string::npos) return states;
+    throw std::runtime_error(fmt::format("squeue failed: {}", result.error));
+  }
   std::istringstream lines(result.out);
   for (std::string task, state; lines >> task >> state;) states[task] = state;
   return states;
@@ -258,17 +267,17 @@ void Submission::keep_record() const {
 std::vector<ArrayJob> Submission::run() {
   // What is in the queue stays there, and what reads its results was submitted with it.
   std::map<std::pair<std::string, std::string>, std::string> in_queue;  // name, stage -> job
-  if (!before_.empty()) {
-    const auto states = ask_queue();
-    for (const JobRecord& job : before_)
-      for (const auto& [task, name] : job.points)
-        if (states.contains(job.id + "_" + task)) in_queue[{name, job.stage}] = job.id;
-  }
+  const auto states = ask_queue(before_);
+  for (const JobRecord& job : before_)
+    for (const auto& [task, name] : job.points)
+      if (states.contains(job.id + "_" + task)) in_queue[{name, job.stage}] = job.id;
   for (const Stage stage : {Stage::train, Stage::bake, Stage::evaluate, Stage::evaluate_baked}) {
     std::map<std::string, std::vector<std::size_t>> by_dependency;
     for (std::size_t i = 0; i < points_.size(); ++i) {
-      for (const StageCommand& command : stages_of(sweep_, points_[i])) {
+      const std::vector<StageCommand> stages = stages_of(sweep_, points_[i]);
+      for (const StageCommand& command : stages) {
         if (command.stage != stage || is_done(stage, command.result)) continue;
+        remove_results_after(stage, stages);
         if (const auto at = in_queue.find({points_[i].name, name_of(stage)});
             at != in_queue.end()) {
           awaited_[i][stage] = at->second;
@@ -293,8 +302,7 @@ std::vector<ArrayJob> Submission::run() {
 std::map<std::string, QueuedPoint> read_queue(const fs::path& folder) {
   std::map<std::string, QueuedPoint> queue;
   const auto jobs = read_jobs(folder);
-  if (jobs.empty()) return queue;
-  const auto states = ask_queue();
+  const auto states = ask_queue(jobs);
   for (const JobRecord& job : jobs) {  // later ones last: they are what a point is at
     for (const auto& [task, name] : job.points) {
       const auto at = states.find(job.id + "_" + task);

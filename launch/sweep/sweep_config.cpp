@@ -286,6 +286,12 @@ SlurmLauncher SweepReader::slurm(const YAML::Node& section) const {
        {"max_running", count(slurm.max_running, 0)},
        {"options", [&](const auto& value, const auto& key) { slurm.options = texts(value, key); }},
        {"script", word(slurm.script)}});
+  for (const std::string& option : slurm.options)
+    if (option.starts_with("--cluster") || option.starts_with("-M"))
+      throw InputError(
+          fmt::format("{}: launcher.slurm.options: {}: jobs on another cluster cannot be followed; "
+                      "start the sweep there",
+                      config_.file.string(), option));
   return slurm;
 }
 

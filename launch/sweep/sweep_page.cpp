@@ -74,9 +74,9 @@ Plot scatter(const SweepResults& results, const std::string& id, const std::stri
   plot.y_label = "validation perplexity";
   plot.log_x = true;
   std::vector<std::pair<std::string, std::map<double, std::vector<double>>>> means;
-  for (const PointResult& result : results.points) {
-    if (!result.finished()) continue;
-    const std::string name = series_name(result, along_x);
+  for (const SettingResult& setting : results.settings()) {
+    if (!setting.runs.front()->finished()) continue;
+    const std::string name = series_name(*setting.runs.front(), along_x);
     auto at = std::find_if(plot.series.begin(), plot.series.end(),
                            [&](const PlotSeries& series) { return series.name == name; });
     if (at == plot.series.end()) {
@@ -84,10 +84,16 @@ Plot scatter(const SweepResults& results, const std::string& id, const std::stri
                               {name, static_cast<int>(plot.series.size()), {}, {}});
       means.emplace_back();
     }
-    const double x = x_of(result), y = *result.perplexity;
-    at->marks.push_back(
-        {x, y, fmt::format("{}: perplexity {:.3f} at {}", result.point.name, y, short_count(x))});
-    means[static_cast<std::size_t>(at - plot.series.begin())].second[x].push_back(y);
+    double sum_x = 0, sum_y = 0, runs = 0;
+    for (const PointResult* run : setting.runs) {
+      if (!run->finished()) continue;
+      const double x = x_of(*run), y = *run->perplexity;
+      at->marks.push_back(
+          {x, y, fmt::format("{}: perplexity {:.3f} at {}", run->point.name, y, short_count(x))});
+      sum_x += x, sum_y += y, ++runs;
+    }
+    means[static_cast<std::size_t>(at - plot.series.begin())].second[sum_x / runs].push_back(sum_y /
+                                                                                             runs);
   }
   double last_x = 0;
   for (const auto& [_, of_series] : means) last_x = std::max(last_x, of_series.rbegin()->first);

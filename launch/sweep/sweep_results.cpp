@@ -163,6 +163,9 @@ std::vector<SettingResult> SweepResults::settings() const {
     else
       settings.push_back({{&point}});
   }
+  for (SettingResult& setting : settings)
+    std::stable_partition(setting.runs.begin(), setting.runs.end(),
+                          [](const PointResult* run) { return run->finished(); });
   return settings;
 }
 

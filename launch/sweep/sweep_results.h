@@ -34,7 +34,7 @@ struct PointResult {
 
 /// Points that differ in their seed alone.
 struct SettingResult {
-  std::vector<const PointResult*> runs;  // at least one
+  std::vector<const PointResult*> runs;  // at least one, the finished ones first
   struct Spread {
     double mean = 0, half_range = 0;
     int count = 0;

@@ -1,6 +1,7 @@
 #include "launch/sweep/sweep_status.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <deque>
@@ -10,6 +11,7 @@
 #include "checkpoint/durable_file.h"
 #include "launch/run_lock.h"
 #include "launch/sweep/slurm_launcher.h"
+#include "parallel/error.h"
 #include "trainer/metrics.h"
 
 namespace scone {
@@ -73,6 +75,18 @@ PointStatus read_folder(const fs::path& run, const RecordedPoint& point) {
   return status;
 }
 
+/// None, and a warning, where Slurm cannot be asked, as on another machine.
+std::optional<std::map<std::string, QueuedPoint>> queue_if_reachable(const fs::path& folder) {
+  try {
+    return read_queue(folder);
+  } catch (const InputError&) {
+    throw;
+  } catch (const std::exception& error) {
+    spdlog::warn("what is in the queue is unknown: {}", error.what());
+    return std::nullopt;
+  }
+}
+
 std::string text(const std::optional<double>& value, const char* format) {
   return value ? fmt::format(fmt::runtime(format), *value) : "-";
 }
@@ -81,15 +95,22 @@ std::string text(const std::optional<double>& value, const char* format) {
 
 std::vector<PointStatus> read_status(const fs::path& folder, const SweepRecord& record) {
   const bool slurm = record.launcher == "slurm";
-  const auto queue = slurm ? read_queue(folder) : std::map<std::string, QueuedPoint>{};
   const bool is_running = !slurm && is_locked(folder);
   std::vector<PointStatus> statuses;
-  for (const RecordedPoint& point : record.points) {
-    const fs::path run = point_folder(folder, point.name);
-    PointStatus status = read_folder(run, point);
+  for (const RecordedPoint& point : record.points)
+    statuses.push_back(read_folder(point_folder(folder, point.name), point));
+  const bool all_finished =
+      std::all_of(statuses.begin(), statuses.end(),
+                  [](const PointStatus& status) { return status.state == "finished"; });
+  std::optional<std::map<std::string, QueuedPoint>> queue;
+  if (slurm && !all_finished) queue = queue_if_reachable(folder);
+  for (PointStatus& status : statuses) {
+    const fs::path run = point_folder(folder, status.name);
     fs::path log = run / "sweep.log";
     if (status.state != "finished" && slurm) {
-      if (const auto at = queue.find(point.name); at != queue.end()) {
+      if (!queue) {
+        status.state = "unknown";
+      } else if (const auto at = queue->find(status.name); at != queue->end()) {
         status.state = at->second.state;
         log = at->second.log;
         if (status.state != "failed") status.stage = at->second.stage;
@@ -101,7 +122,6 @@ std::vector<PointStatus> read_status(const fs::path& folder, const SweepRecord& 
       }
     }
     if (status.state == "failed") status.log = last_lines(log);
-    statuses.push_back(std::move(status));
   }
   return statuses;
 }

@@ -14,8 +14,9 @@ namespace scone {
 /// How far a point is.
 struct PointStatus {
   std::string name;
-  std::string state;  // waiting, queued (in Slurm), running, interrupted, failed, finished
-  std::string stage;  // the one at hand; empty: finished
+  // waiting, queued (in Slurm), running, interrupted, failed, finished, unknown (no Slurm to ask)
+  std::string state;
+  std::string stage;                 // the one at hand; empty: finished
   std::int64_t step = 0, steps = 0;  // of its training
   std::optional<double> loss;        // of the last step, once finished of the evaluation
   std::optional<double> tokens_per_second, seconds_left;  // of its training

@@ -207,6 +207,7 @@ CudaDevice::CudaDevice(int local_rank, int world_rank) {
   }
   multiprocessors_ = properties.multiProcessorCount;
   total_memory_ = properties.totalGlobalMem;
+  shared_memory_per_block_ = properties.sharedMemPerBlockOptin;
   char bus_id[32] = {};
   cuda::check(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, index_), "cudaDeviceGetPCIBusId");
   bus_id_ = bus_id;

@@ -117,6 +117,8 @@ class CudaDevice {
   int count() const { return count_; }  // devices that this process sees
   int multiprocessors() const { return multiprocessors_; }
   int compute_capability() const { return compute_capability_; }  // 90 for 9.0
+  /// Most bytes of shared memory that a block can be given.
+  std::size_t shared_memory_per_block() const { return shared_memory_per_block_; }
   /// Of all of the device, in bytes.
   std::size_t total_memory() const { return total_memory_; }
   /// What no process holds of it, now.
@@ -149,6 +151,7 @@ class CudaDevice {
   void poll(Query done) const;
 
   int index_ = 0, count_ = 0, multiprocessors_ = 0, compute_capability_ = 0;
+  std::size_t shared_memory_per_block_ = 0;
   std::size_t total_memory_ = 0;
   std::string name_, bus_id_;
   std::unique_ptr<cuda::Stream> compute_, communication_, copy_;

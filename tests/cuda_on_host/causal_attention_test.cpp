@@ -4,6 +4,7 @@
 
 #include "attention_cases.h"
 #include "model/ops/cuda/cached_attention.h"
+#include "model/ops/cuda/causal_attention_kernels.h"
 
 namespace scone::cuda {
 namespace {
@@ -97,6 +98,15 @@ TYPED_TEST(CausalAttention, AgreesWithTheReference) {
       {{1, 40, 1, 160}, Starts::any},  // small tiles
   };
   for (const Case& c : cases) run_case<TypeParam>(c);
+}
+
+// Blocks of A100 and H100 have 163 and 227 KiB of shared memory, of 8.6, 8.9 and 12.0 99.
+TEST(CausalAttentionOnTensorCores, IsForHeadsThatFitTheSharedMemory) {
+  for (const std::int64_t width : {32, 64, 96, 128}) {
+    EXPECT_TRUE(has_tensor_core_kernels(width, 163 * 1024)) << width;
+    EXPECT_EQ(has_tensor_core_kernels(width, 99 * 1024), width <= 96) << width;
+  }
+  EXPECT_FALSE(has_tensor_core_kernels(80, 227 * 1024));
 }
 
 TYPED_TEST(CausalAttention, NothingToDo) {

@@ -159,6 +159,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = state.minor;
   properties->multiProcessorCount = state.multiprocessors;
   properties->totalGlobalMem = state.total_memory;
+  properties->sharedMemPerBlockOptin = 227 * 1024;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* bus_id, int bytes, int device) {

@@ -56,9 +56,9 @@ cat >sweep.yaml <<YAML
 run: base.yaml
 folder: out
 points:
-  - {name: baseline, model.fgram.layers: 0, fgrams.vocabulary: "", trainer.steps: 6K, optimizer.schedule: constant}
   - {name: scone}
   - {name: bad, optimizer.peak_lr: 1.0e+30, trainer.on_bad_step: stop}
+  - {name: baseline, model.fgram.layers: 0, fgrams.vocabulary: "", trainer.steps: 6K, optimizer.schedule: constant}
 bake: true
 launcher: {slurm: {partition: all, time: "10", ntasks_per_node: 2, script: $repository/launch/slurm/array.sbatch}}
 YAML
@@ -68,28 +68,28 @@ ends 2 'sbatch refused the train jobs, and nothing is submitted: .*[Ii]nvalid pa
 [ -z "$(squeue --noheader)" ] || fail "something was submitted"
 [ "$(states)" = "waiting waiting waiting" ] || fail "states: $(states)"
 
-# One task is signalled, goes back into the queue, and goes on; one fails, and its evaluation goes with it.
+# One task, the last one of its array, is signalled, goes back into the queue, and goes on; one fails, and its evaluation goes with it.
 ends 0 'submitted train: 3 as job [0-9]+' "$scone" sweep sweep.yaml
 ends 0 'nothing to submit' "$scone" sweep sweep.yaml
 trained baseline 50
 job=$(sed -n 's/.*"id": "\([0-9]*\)".*/\1/p' out/slurm/jobs.json | head -n 1)
-scancel --signal=TERM "${job}_1"
+scancel --signal=TERM "${job}_3"
 for _ in $(seq 900); do
-  scontrol show job "${job}_1" | grep -q 'Restarts=1' && break
+  scontrol show job "${job}_3" | grep -q 'Restarts=1' && break
   sleep 0.1
 done
 [ "$("$scone" sweep status out --json | tail -n 1 | grep -o '"name":"baseline"[^}]*"state":"[a-z]*"' | tail -c 9)" = '"queued"' ] ||
   fail "the task is not back in the queue: $("$scone" sweep status out)"
-scontrol update job="${job}_1" StartTime=now # else Slurm waits for two minutes
+scontrol update job="${job}_3" StartTime=now # else Slurm waits for two minutes
 for _ in $(seq 900); do
-  grep -q 'resumed from' "out/slurm/train-${job}_1.log" && break
+  grep -q 'resumed from' "out/slurm/train-${job}_3.log" && break
   sleep 0.1
 done
-grep -q 'resumed from' "out/slurm/train-${job}_1.log" || fail "the task did not go on where it was"
+grep -q 'resumed from' "out/slurm/train-${job}_3.log" || fail "the task did not go on where it was"
 sed -i 's/trainer.steps: 6K/trainer.steps: 3K/' sweep.yaml # for the error: a point in the queue whose settings change
 ends 2 'trainer.steps: 6000 before, 3000 now' "$scone" sweep sweep.yaml
 sed -i 's/trainer.steps: 3K/trainer.steps: 6K/' sweep.yaml
-becomes "finished finished failed"
+becomes "finished failed finished"
 ends 0 '^    \| .*step 2: loss' "$scone" sweep status out
 steps=$(python3 -c 'import json; print([json.loads(l)["step"] for l in open("out/points/baseline/metrics.jsonl")] == list(range(1, 6001)))')
 [ "$steps" = True ] || fail "the requeued training has not each step once"

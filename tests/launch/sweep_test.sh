@@ -227,7 +227,7 @@ points:
   - {name: a, trainer.steps: 600, optimizer.schedule: constant}
 launcher: {local: {ranks: 2, threads: 1, oversubscribe: true}}
 YAML
-for signals in "INT" "TERM INT"; do
+for signals in "INT" "TERM INT HUP"; do # several at once are one stop
   rm -f stopped/points/a/metrics.jsonl
   "$scone" sweep stopped.yaml >stopped.log 2>&1 &
   sweep=$!
@@ -239,10 +239,8 @@ for signals in "INT" "TERM INT"; do
   [ "$code" = 75 ] || fail "expected exit code 75 after $signals, found $code: $(cat stopped.log)"
   waits_for 5 children_are_gone stopped
   [ "$(state stopped a)" = interrupted ] || fail "expected a to be interrupted after $signals: $(cat stopped.log)"
-  if [ "$signals" = INT ]; then
-    compgen -G 'stopped/points/a/checkpoints/step-*' >/dev/null || fail "no checkpoint after ctrl-C: $(cat stopped/points/a/sweep.log)"
-    [ "$(field stopped/points/a/training.json stopped_early)" = True ] || fail "the run did not end by itself"
-  fi
+  compgen -G 'stopped/points/a/checkpoints/step-*' >/dev/null || fail "no checkpoint after $signals: $(cat stopped/points/a/sweep.log)"
+  [ "$(field stopped/points/a/training.json stopped_early)" = True ] || fail "the run did not end by itself after $signals"
 done
 ends 0 'all 1 points are finished' "$scone" sweep stopped.yaml
 grep -q 'mpirun .* -np 2 .*scone train stopped/points/a/point.yaml' stopped/points/a/sweep.log || fail "no mpirun: $(cat stopped/points/a/sweep.log)"
@@ -278,7 +276,7 @@ sed -i -e 's/folder: other/folder: stubborn/' -e 's/--option/--stubborn/' other.
 sweep=$!
 waits_for 90 test -s mpirun-processes
 kill -TERM "$sweep"
-sleep 0.3
+sleep 2.3
 kill -0 "$sweep" || fail "the sweep did not wait for its child: $(cat other.log)"
 kill -INT "$sweep"
 code=0

@@ -89,7 +89,7 @@ if command -v zstd >/dev/null; then
   diff -r one zst || fail "zst differs from one"
 fi
 # Small shards hold the same tokens; an earlier run's shards are replaced, and other files stay.
-mkdir -p small/train && echo old | tee small/train/shard-00099.h5 >small/note.txt
+mkdir -p small/train && cp one/train/shard-00000.h5 small/train/shard-00099.h5 && echo old >small/note.txt
 "${again[@]}" --input text.jsonl --output small --shard-tokens 2K >/dev/null
 [ ! -e small/train/shard-00099.h5 ] && [ -e small/note.txt ] || fail "a shard of an earlier run stayed, or a note went"
 "$python" - <<'PYTHON'
@@ -146,6 +146,31 @@ mends "1000000" "$scone" tokenize --input files --output bad --train-tokenizer 1
 mends "suffix" "$scone" tokenize --input files --output bad --train-tokenizer 1Q
 mends "text.jsonl" "$scone" tokenize --input files --output text.jsonl --tokenizer one/tokenizer.model
 mends "empty.txt/bad" "$scone" tokenize --input files --output empty.txt/bad --tokenizer one/tokenizer.model
+# What is not of scone tokenize is not replaced, and one that writes is left alone.
+stays() {  # stays MESSAGE FOLDER: refused, and the folder is as it was
+  local code=0
+  cp -r "$2" before
+  "${again[@]}" --input files --output "$2" >out 2>err || code=$?
+  [ "$code" = 2 ] && grep -q -- "$1" err || fail "expected exit code 2 and '$1', found $code: $(cat err)"
+  diff -r "$2" before || fail "a refused run changed $2"
+  rm -r before
+}
+mkdir -p others/train tokens
+cp bytes.txt others/train/images.h5
+stays "others/train/images.h5 is no token shard, and would be removed" others
+echo '{}' >tokens/tokenizer.json
+stays "tokens/tokenizer.json is there, but no shards of scone tokenize" tokens
+mkdir busy
+flock busy/.tokenize.lock sleep 300 &
+for _ in $(seq 100); do flock -n busy/.tokenize.lock true || break; sleep 0.05; done
+stays "busy: another scone tokenize writes there" busy
+kill "$(pgrep -P $! || echo $!)" $! 2>/dev/null || true
+mkdir inside
+cp one/tokenizer.model inside/
+"$scone" tokenize --input files --output inside --tokenizer inside/tokenizer.model >/dev/null
+# Ended between the list and its shards, a folder is not taken for whole.
+mv inside/train/shard-00000.h5 .
+! "$scone" fgrams --data inside/train --output x.h5 >out 2>err || fail "a folder without its shards was taken"
 # A disk that takes no more than 16 KB a file: refused, and an earlier result stays as it was. (mpirun itself, and MPI's
 # memory shared between processes, need larger files.)
 cat >small_disk <<'SH'

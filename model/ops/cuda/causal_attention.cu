@@ -11,6 +11,7 @@
 #include "model/ops/cuda/causal_attention.h"
 #include "model/ops/cuda/causal_attention_kernels.h"
 #include "model/ops/cuda/kernel_tools.h"
+#include "parallel/cuda/device.h"
 #include "parallel/cuda/launch.h"
 
 namespace scone::cuda {
@@ -103,13 +104,16 @@ std::int64_t blocks_for(std::int64_t threads) {
 
 template <class T>
 bool on_tensor_cores(const CausalShape& shape) {
-  return std::is_same_v<T, __nv_bfloat16> && has_tensor_core_kernels(shape.head_width);
+  return std::is_same_v<T, __nv_bfloat16> &&
+         has_tensor_core_kernels(shape.head_width, cuda_device().shared_memory_per_block());
 }
 
 }  // namespace
 
-bool has_tensor_core_kernels(std::int64_t head_width) {
-  return head_width == 32 || head_width == 64 || head_width == 96 || head_width == 128;
+bool has_tensor_core_kernels(std::int64_t head_width, std::size_t shared_bytes) {
+  const bool is_built =
+      head_width == 32 || head_width == 64 || head_width == 96 || head_width == 128;
+  return is_built && tensor_core_shared_bytes(head_width) <= shared_bytes;
 }
 
 CausalSizes causal_sizes(const CausalShape& shape) {

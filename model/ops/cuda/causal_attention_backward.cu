@@ -288,6 +288,19 @@ void backward_of_width(const CausalShape& shape, const CausalTensors<Bf16>& tens
 
 }  // namespace
 
+std::size_t tensor_core_shared_bytes(std::int64_t head_width) {
+  switch (head_width) {
+    case 32:
+      return Backward<32>::kSharedBytes;
+    case 64:
+      return Backward<64>::kSharedBytes;
+    case 96:
+      return Backward<96>::kSharedBytes;
+    default:
+      return Backward<128>::kSharedBytes;
+  }
+}
+
 void causal_attention_backward_on_tensor_cores(const CausalShape& shape,
                                                const CausalTensors<Bf16>& tensors,
                                                cudaStream_t stream) {

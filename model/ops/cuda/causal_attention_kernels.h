@@ -72,7 +72,11 @@ __device__ __forceinline__ CausalPlace causal_place(const CausalSizes& sizes, in
   return place;
 }
 
-bool has_tensor_core_kernels(std::int64_t head_width);
+/// Whether the kernels on tensor cores, forward and backward, take heads of this width on a device
+/// whose blocks can have so many bytes of shared memory. Heads of 128 do not fit 8.6, 8.9 and 12.0.
+bool has_tensor_core_kernels(std::int64_t head_width, std::size_t shared_bytes);
+/// What the backward pass needs, which is more than the forward pass does.
+std::size_t tensor_core_shared_bytes(std::int64_t head_width);
 
 void causal_attention_on_tensor_cores(const CausalShape& shape,
                                       const CausalTensors<__nv_bfloat16>& tensors,

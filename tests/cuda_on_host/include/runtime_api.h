@@ -33,7 +33,7 @@ using cudaEvent_t = CUevent_st*;
 
 struct cudaDeviceProp {
   char name[256];
-  std::size_t totalGlobalMem;
+  std::size_t totalGlobalMem, sharedMemPerBlockOptin;
   int major, minor, multiProcessorCount;
 };
 
