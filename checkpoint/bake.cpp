@@ -155,18 +155,15 @@ std::int64_t bake_rows(const ModelSource& source, const FgramVocabulary& vocabul
 
 /// Puts the finished bundle in its place. Returns a warning where a crash of the machine may undo
 /// that. Throws as publish_folder; the bake is then as it was, to go on with.
-std::string publish(const BundleTarget& target, const nlohmann::json& identity) {
-  const auto blocks = BakeJournal::finished(target.temporary);
-  BakeJournal::remove(target.temporary);
+std::string publish(const BundleTarget& target) {
+  std::string warning;
   try {
     target.publish();
   } catch (const NotSyncedError& error) {
-    return error.what();
-  } catch (...) {
-    if (!identity.is_null()) BakeJournal::restore(target.temporary, identity, blocks);
-    throw;
+    warning = error.what();
   }
-  return {};
+  BakeJournal::remove(target.bundle);  // not before: until then the rows are the bake's
+  return warning;
 }
 
 }  // namespace
@@ -246,7 +243,7 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
       write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout,
                  row_files);
       if (has_table) result.index_bytes = file_bytes(temporary / kTableIndexFile);
-      result.warning = publish(target, identity);
+      result.warning = publish(target);
     }
     ranks.barrier();
   } catch (const std::exception& error) {

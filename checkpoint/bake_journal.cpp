@@ -62,15 +62,9 @@ std::map<std::int64_t, std::string> BakeJournal::finished(const fs::path& folder
 }
 
 void BakeJournal::remove(const fs::path& folder) {
-  for (const fs::path& path : block_files(folder)) fs::remove(path);
-  fs::remove(folder / kDescription);
-}
-
-void BakeJournal::restore(const fs::path& folder, const nlohmann::json& baked,
-                          const std::map<std::int64_t, std::string>& blocks) {
-  BakeJournal journal(folder, 0);
-  for (const auto& [block, checksum] : blocks) journal.add(block, checksum);
-  begin(folder, baked);
+  std::error_code ignored;
+  for (const fs::path& path : block_files(folder)) fs::remove(path, ignored);
+  fs::remove(folder / kDescription, ignored);
 }
 
 BakeJournal::BakeJournal(const fs::path& folder, int rank)

@@ -24,9 +24,6 @@ class BakeJournal {
   static std::map<std::int64_t, std::string> finished(const std::filesystem::path& folder);
   /// Takes all of it out of a folder.
   static void remove(const std::filesystem::path& folder);
-  /// Puts it back: what is baked, and finished().
-  static void restore(const std::filesystem::path& folder, const nlohmann::json& baked,
-                      const std::map<std::int64_t, std::string>& blocks);
 
   BakeJournal(const std::filesystem::path& folder, int rank);
   /// After the block's records were written. Throws std::runtime_error.

@@ -75,13 +75,14 @@ void make_unfinished_folder(const fs::path& folder) {
 
 void publish_unfinished_folder(const fs::path& folder, const fs::path& target,
                                const fs::path& aside) {
-  fs::remove(folder / kMark);
+  std::error_code ignored;
   try {
     publish_folder(folder, target, aside);
-  } catch (...) {
-    if (fs::exists(folder)) write_mark(folder);
+  } catch (const NotSyncedError&) {
+    fs::remove(target / kMark, ignored);
     throw;
   }
+  fs::remove(target / kMark, ignored);
 }
 
 }  // namespace scone

@@ -23,8 +23,7 @@ struct BundleTarget {
 void make_unfinished_folder(const std::filesystem::path& folder);
 /// Whether it is there and so marked.
 bool is_unfinished_folder(const std::filesystem::path& folder);
-/// Takes the mark out and puts the folder in the place of `target`, as publish_folder does. Where
-/// that fails it is marked again.
+/// Puts the folder in the place of `target`, as publish_folder does, and takes its mark out then.
 void publish_unfinished_folder(const std::filesystem::path& folder,
                                const std::filesystem::path& target,
                                const std::filesystem::path& aside);

@@ -23,6 +23,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::array<const char*, 2> kTokenizerNames = {"tokenizer.json", "tokenizer.model"};
+
 [[noreturn]] void cannot_write(const fs::path& output, const std::string& problem) {
   throw InputError(
       fmt::format("--output {}: expected a folder that can be written, found: {}; give another one",
@@ -58,17 +60,40 @@ bool is_our_folder(const fs::path& output, const fs::path& folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error)) return false;
   std::set<std::string> listed;
-  for (const ListedShard& shard : read_shard_list(folder)) listed.insert(shard.file);
+  try {
+    for (const ListedShard& shard : read_shard_list(folder)) listed.insert(shard.file);
+  } catch (const InputError&) {  // a damaged one is replaced
+  }
+  bool is_ours = fs::exists(folder / kShardListName);
   for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.path().extension() != ".h5" || listed.contains(entry.path().filename().string()) ||
-        is_shard(entry.path()))
+    if (entry.path().extension() != ".h5") continue;
+    if (listed.contains(entry.path().filename().string()) || is_shard(entry.path())) {
+      is_ours = true;
       continue;
+    }
     throw InputError(
         fmt::format("--output {}: {} is no token shard, and would be removed with the shards that "
                     "are replaced; move it away, or give another folder",
                     output.string(), entry.path().string()));
   }
-  return fs::exists(folder / kShardListName);
+  return is_ours;
+}
+
+/// Throws InputError where publishing would replace what is not of scone tokenize.
+void refuse_others_files(const fs::path& output, const fs::path& tokenizer) {
+  const bool in_train = is_our_folder(output, output / "train");
+  const bool in_validation = is_our_folder(output, output / "validation");
+  for (const char* name : kTokenizerNames) {
+    const fs::path file = output / name;
+    std::error_code error;
+    if (in_train || in_validation || !fs::exists(file, error) ||
+        (!tokenizer.empty() && fs::equivalent(file, tokenizer, error)))
+      continue;
+    throw InputError(
+        fmt::format("--output {}: {} is there, but no shards of scone tokenize, so it is not "
+                    "replaced; move it away, or give another folder",
+                    output.string(), file.string()));
+  }
 }
 
 /// Replaces the shards of `target`, and their list, by those of `made`; a folder left empty goes.
@@ -91,8 +116,6 @@ void publish_shards(const fs::path& made, const fs::path& target) {
   if (!any && fs::is_empty(target)) fs::remove(target);
 }
 
-constexpr std::array<const char*, 2> kTokenizerNames = {"tokenizer.json", "tokenizer.model"};
-
 const char* tokenizer_name(const fs::path& file) {
   if (file.extension() == ".json") return "tokenizer.json";
   if (file.extension() == ".model") return "tokenizer.model";
@@ -114,31 +137,20 @@ DatasetFolder::DatasetFolder(const fs::path& output, const fs::path& tokenizer)
   if (fs::exists(output, error) && !fs::is_directory(output, error)) {
     cannot_write(output, "a file");
   }
-  const bool in_train = is_our_folder(output, output / "train");
-  const bool in_validation = is_our_folder(output, output / "validation");
-  for (const char* name : kTokenizerNames) {
-    const fs::path file = output / name;
-    if (in_train || in_validation || !fs::exists(file, error) ||
-        (!tokenizer.empty() && fs::equivalent(file, tokenizer, error)))
-      continue;
-    throw InputError(
-        fmt::format("--output {}: {} is there, but no shards of scone tokenize, so it is not "
-                    "replaced; move it away, or give another folder",
-                    output.string(), file.string()));
-  }
   made_output_ = fs::create_directories(output, error);
   if (error) cannot_write(output, error.message());
   lock_ = std::make_unique<FileLock>(output / ".tokenize.lock");
+  if (lock_->outcome() == FileLock::Outcome::held_by_another)
+    throw InputError(fmt::format(
+        "--output {}: another scone tokenize writes there; wait for it, or give another folder",
+        output.string()));
+  joined_ = false;  // what is made from here on goes with this object
   if (lock_->outcome() == FileLock::Outcome::unsupported)
     spdlog::warn(
         "--output {}: the file system cannot lock it; see to it that no other scone "
         "tokenize writes there",
         output.string());
-  if (lock_->outcome() == FileLock::Outcome::held_by_another)
-    throw InputError(fmt::format(
-        "--output {}: another scone tokenize writes there; wait for it, or give another folder",
-        output.string()));
-  joined_ = false;                  // what is made from here on goes with this object
+  refuse_others_files(output, tokenizer);
   fs::remove_all(staging_, error);  // of a run that was killed
   if (!error) fs::create_directories(train(), error);
   if (!error) fs::create_directories(validation(), error);
@@ -150,7 +162,7 @@ DatasetFolder::~DatasetFolder() {
   if (joined_) return;
   std::error_code ignored;
   fs::remove_all(staging_, ignored);
-  if (lock_->outcome() == FileLock::Outcome::held) lock_->remove_file();
+  lock_->remove_file();
   if (made_output_ && fs::is_empty(output_, ignored)) fs::remove(output_, ignored);
 }
 

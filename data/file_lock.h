@@ -17,7 +17,7 @@ class FileLock {
 
   /// unsupported: the file system has no such locks, and another process is not known of.
   Outcome outcome() const { return outcome_; }
-  /// Removes the file, which must be held, before the lock goes.
+  /// Removes the file, which must not be held by another, before the lock goes.
   void remove_file();
 
  private:

@@ -137,14 +137,20 @@ int run_sweep(const std::string& file, bool dry_run, CommandContext& context) {
 
 int run_status(const std::string& folder, bool watch, CommandContext& context) {
   const bool terminal = ::isatty(STDOUT_FILENO) != 0;
+  bool known = false;  // the state of all points, at any look
   while (true) {
     const auto statuses = read_status(folder, read_sweep_record(folder));
     if (!context.json)
       fmt::print("{}{}", watch && terminal ? "\033[H\033[2J" : "", format_table(statuses));
     std::fflush(stdout);
-    bool going_on = false;
-    for (const PointStatus& status : statuses)
+    bool going_on = false, unknown = false;
+    for (const PointStatus& status : statuses) {
       going_on |= status.state == "running" || status.state == "queued";
+      unknown |= status.state == "unknown";
+    }
+    known = known || !unknown;
+    if (watch && unknown && !known) return exit_failed;  // there is nobody to ask
+    going_on |= unknown;                                 // Slurm is busy
     if (!watch || !going_on) {
       context.print_result({{"folder", folder}, {"points", to_json(statuses)}});
       return 0;

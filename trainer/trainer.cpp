@@ -364,7 +364,10 @@ TrainingResult Trainer::run_steps() {
     if (due(config_.checkpoint.every) || stop_requested_) {
       save_checkpoint();
       saved_step = step_;
-      stop_requested_ = stop_requested_ || agree_on_stop();  // no step, and save, more
+      if (!stop_requested_ && step_ < total && agree_on_stop()) {  // no step, and save, more
+        stop_requested_ = true;
+        if (!last_save_is_good()) save_checkpoint();
+      }
     }
   }
   finish_checkpoint();

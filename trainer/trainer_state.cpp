@@ -117,16 +117,18 @@ void Trainer::report_saves() {
 }
 
 bool Trainer::finish_save_under_way() {
-  if (world_.all_reduce_value(writer_->is_saving() ? 1.0 : 0.0, ReduceOp::max) == 0) return false;
+  return world_.all_reduce_value(writer_->is_saving() ? 1.0 : 0.0, ReduceOp::max) > 0 &&
+         last_save_is_good();
+}
+
+bool Trainer::last_save_is_good() {
   writer_->wait();
   report_saves();
   return save_error_.empty();
 }
 
 void Trainer::finish_checkpoint() {
-  writer_->wait();
-  report_saves();
-  if (!save_error_.empty())
+  if (!last_save_is_good())
     throw std::runtime_error(fmt::format(
         "the last checkpoint was not saved: {}; the one before it is whole, start again to go on "
         "from it",

@@ -131,7 +131,7 @@ std::int64_t whole_elements(const std::vector<ParameterSpec>& specs,
 }
 
 /// The gradients of one model over its replicas, and with ZeRO-1 its values.
-void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid, int rank,
+void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid,
                    CollectiveList& list) {
   const bool is_main = grid == Grid::main;
   const GridConfig& sharding = is_main ? config.parallel.main : config.parallel.fgram;
@@ -157,19 +157,16 @@ void add_reduction(const RunConfig& config, const PlanGrids& grids, Grid grid, i
       list.add(purpose, model + " tensor-parallel", CollectiveKind::all_reduce, StepPart::reduction,
                1, count * kFloat);
   };
-  std::int64_t replicated = 0;
-  for (std::int64_t begin = 0; begin < elements; begin += size) {
-    const std::int64_t end = std::min(begin + size, elements);
-    // Sums of what each rank of a tensor-parallel group has of its rows, bucket by bucket.
-    if (sharding.sequence_parallel)
-      add_sum("gradients of norms",
-              whole_elements(specs, offsets, begin, end,
-                             [](const ParameterSpec& spec) { return spec.sums_rows; }));
-    const Slice own = zero ? DistributedOptimizer::slice_of_bucket(end - begin, {rank / tp, dp})
-                           : Slice{0, end - begin};
-    replicated += whole_elements(specs, offsets, begin + own.begin, begin + own.begin + own.count,
-                                 [](const ParameterSpec& spec) { return spec.replicated(); });
-  }
+  // Sums of what each rank of a tensor-parallel group has of its rows, bucket by bucket.
+  for (std::int64_t begin = 0; sharding.sequence_parallel && begin < elements; begin += size)
+    add_sum("gradients of norms",
+            whole_elements(specs, offsets, begin, std::min(begin + size, elements),
+                           [](const ParameterSpec& spec) { return spec.sums_rows; }));
+  // With ZeRO those of its slices, of which this is the mean.
+  const std::int64_t replicated =
+      whole_elements(specs, offsets, 0, elements,
+                     [](const ParameterSpec& spec) { return spec.replicated(); }) /
+      (zero ? dp : 1);
   if (config.compute.device == Device::cuda) add_sum("gradients of the first rank", replicated);
 }
 
@@ -206,8 +203,8 @@ std::vector<PlannedCollective> plan_collectives(const RunConfig& config, const P
   for (std::int64_t first = 0; first < sequences; first += microbatch)
     add_microbatch(config, grids, std::min(microbatch, sequences - first) * length, list);
   if (has_fgrams) add_fgram_model(config, load, list);
-  add_reduction(config, grids, Grid::main, rank, list);
-  if (has_fgrams) add_reduction(config, grids, Grid::fgram, rank, list);
+  add_reduction(config, grids, Grid::main, list);
+  if (has_fgrams) add_reduction(config, grids, Grid::fgram, list);
   add_numbers("loss, norm and times", kStepNumbers);
   return std::move(list.list);
 }

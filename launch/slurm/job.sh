@@ -17,9 +17,9 @@ if [ ! -x "$scone" ]; then
   echo "job.sh: $scone: no such program; build it with launch/setup.sh, or set SCONE to its path" >&2
   exit 2
 fi
-# A task of an array by its number: the last one has the array's id for its own, by which Slurm would mean all of them.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
-job=${job:-$SLURM_JOB_ID}
+# The last task of an array has the array's id for its own, by which Slurm would mean all of them.
+job=$SLURM_JOB_ID
+if [ "${SLURM_ARRAY_JOB_ID:-}" = "$job" ]; then job=${job}_$SLURM_ARRAY_TASK_ID; fi
 interrupted='' signalled='' child=''
 on_signal() {
   interrupted=1 signalled=1

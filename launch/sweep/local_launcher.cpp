@@ -168,7 +168,7 @@ void LocalRunner::start_waiting() {
 
 void LocalRunner::stop() {
   const int signals = signals_received;
-  if (signals == signals_seen_) return;
+  if (signals <= signals_seen_) return;
   const auto now = std::chrono::steady_clock::now();
   if (std::exchange(signals_seen_, signals) == 0) {
     stopping_since_ = now;
@@ -259,11 +259,19 @@ LocalOutcome LocalRunner::run() {
     return run_all();
   } catch (const std::exception& error) {
     // What is running is not to be lost for what went wrong here.
-    if (count_running() > 0)
-      spdlog::error("{}: {} running save first", error.what(), count_running());
-    ask_to_stop();
-    for (Progress& progress : all_)
-      if (progress.child) progress.child->wait();
+    if (signals_seen_ == 0) {
+      if (count_running() > 0)
+        spdlog::error("{}: {} running save first", error.what(), count_running());
+      ask_to_stop();
+      stopping_since_ = std::chrono::steady_clock::now();
+      signals_seen_ = 1;  // as by a signal
+    }
+    while (count_running() > 0) {
+      stop();
+      for (Progress& progress : all_)
+        if (progress.child && progress.child->poll()) progress.child.reset();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
     throw;
   }
 }

@@ -2,15 +2,11 @@
 
 #include <fmt/format.h>
 #include <nccl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <exception>
-#include <fstream>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,8 +18,8 @@
 
 #include "parallel/collective.h"
 #include "parallel/cuda/device.h"
+#include "parallel/cuda/nccl_devices.h"
 #include "parallel/cuda/sum_slices.h"
-#include "parallel/error.h"
 #include "parallel/watchdog.h"
 
 namespace scone {
@@ -40,45 +36,7 @@ template <>
 constexpr ncclDataType_t nccl_type<Bf16> = ncclBfloat16;
 
 ncclRedOp_t nccl_op(ReduceOp op) {
-  switch (op) {
-    case ReduceOp::sum:
-      return ncclSum;
-    case ReduceOp::max:
-      return ncclMax;
-    case ReduceOp::min:
-      return ncclMin;
-  }
-  return ncclSum;
-}
-
-/// This rank's machine and device, the same text for ranks that share them.
-std::string own_device() {
-  std::string machine;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> machine;
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  return fmt::format("{} {} {}", host.data(), machine, cuda_device().bus_id());
-}
-
-/// Throws InputError, on every rank alike, where ranks share a device.
-void check_one_rank_a_device(Communicator& host) {
-  const std::string own = own_device();
-  const auto all = host.all_gather(std::as_bytes(std::span(own)));
-  std::map<std::string, std::pair<int, std::set<std::string>>> machines;  // ranks, devices
-  for (const auto& bytes : all) {
-    const std::string device(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    auto& [ranks, devices] = machines[device.substr(0, device.rfind(' '))];
-    ++ranks;
-    devices.insert(device);
-  }
-  for (const auto& [machine, of_machine] : machines) {
-    const auto& [ranks, devices] = of_machine;
-    if (static_cast<std::size_t>(ranks) > devices.size())
-      throw InputError(fmt::format(
-          "parallel.communicator is nccl, which needs a GPU for every rank, but node {} has {} "
-          "ranks on {} GPUs: set parallel.communicator: mpi, or start {} ranks a node",
-          machine.substr(0, machine.find(' ')), ranks, devices.size(), devices.size()));
-  }
+  return op == ReduceOp::sum ? ncclSum : op == ReduceOp::max ? ncclMax : ncclMin;
 }
 
 class NcclCommunicator;
@@ -524,7 +482,12 @@ void Family::remove(NcclCommunicator* member) {
 }
 void Family::abort() noexcept {
   const std::lock_guard lock(mutex_);
+  // One by one, a member's end could wait for the work of another that is not told yet. NCCL before
+  // 2.22 knows no abort of several; where that hangs, the watchdog ends the process.
+  constexpr bool kTogether = NCCL_VERSION_CODE >= 22200;
+  if (kTogether) ncclGroupStart();
   for (NcclCommunicator* member : members_) member->abort();
+  if (kTogether) ncclGroupEnd();
 }
 
 }  // namespace

@@ -55,5 +55,7 @@ SCONE_MOST_FRUITLESS=0 signalled 138 no eval killed
 # A task of an array, here the last one, whose job has the array's number, by the number that is its own.
 SLURM_JOB_ID=30 SLURM_ARRAY_JOB_ID=30 SLURM_ARRAY_TASK_ID=4 signalled 75 yes train 75
 [ "$(cat requeued)" = 'requeue 30_4' ] || fail "expected task 30_4 to be requeued, found: $(cat requeued)"
+SLURM_JOB_ID=31 SLURM_ARRAY_JOB_ID=30 SLURM_ARRAY_TASK_ID=1 signalled 75 yes train 75
+[ "$(cat requeued)" = 'requeue 31' ] || fail "expected job 31 to be requeued, found: $(cat requeued)"
 [ -z "$(find . -name '.scone-job-*')" ] || fail "left behind: $(find . -name '.scone-job-*')"
 echo "job_script_test: passed"
