@@ -5,6 +5,7 @@
 #include "attention_cases.h"
 #include "model/ops/cuda/cached_attention.h"
 #include "model/ops/cuda/causal_attention_kernels.h"
+#include "parallel/cuda/device.h"
 
 namespace scone::cuda {
 namespace {
@@ -42,7 +43,10 @@ std::vector<std::int32_t> starts_of(const Case& c) {
 }
 
 template <class T>
-class CausalAttention : public ::testing::Test {};
+class CausalAttention : public ::testing::Test {
+ protected:
+  CausalAttention() { open_cuda_device(0); }  // it says how much shared memory blocks have
+};
 TYPED_TEST_SUITE(CausalAttention, KernelTypes, TypeNames);
 
 template <class T>
