@@ -217,16 +217,14 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     result.table_bytes = layout.bytes();
   }
 
-  const nlohmann::json identity =
-      has_table ? identity_of(source, layout, options, backend.device()) : nlohmann::json();
-
   ranks.barrier();  // a rank that cannot read the model ends all before anything is written
   try {
     if (root) {
       const std::int64_t other_bytes =
           4 * main_parameters.elements() + kMostIndexBytes * layout.rows;
       if (has_table) {
-        result.started_anew = prepare_folder(temporary, layout, other_bytes, identity);
+        result.started_anew = prepare_folder(
+            temporary, layout, other_bytes, identity_of(source, layout, options, backend.device()));
       } else {
         make_unfinished_folder(temporary);
         require_free_space(temporary, other_bytes);

@@ -17,8 +17,8 @@ namespace {
 /// Whether the open file is still the one of that name: another process may have removed it between
 /// the opening and the lock.
 bool is_in_place(int descriptor, const std::filesystem::path& file) {
-  struct stat opened {
-  }, named{};
+  struct stat opened {};
+  struct stat named {};
   return ::fstat(descriptor, &opened) == 0 && ::stat(file.c_str(), &named) == 0 &&
          opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
 }

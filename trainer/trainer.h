@@ -98,7 +98,7 @@ class Trainer {
   /// Whether a save in the background ended well, waited for; false where none was under way on any
   /// rank. Collective.
   bool finish_save_under_way();
-  /// Waits for it.
+  /// Whether the last save ended well; waits for one under way.
   bool last_save_is_good();
   /// Whether any rank has reason to end the run. Collective.
   bool agree_on_stop();
