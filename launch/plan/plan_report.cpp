@@ -113,7 +113,7 @@ std::string describe_plan(const RunPlan& plan, const FgramLoad& load, const Devi
 
 std::string describe_grids(const std::vector<RunPlan>& plans, std::size_t most,
                            const DeviceFigures& device) {
-  if (plans.empty()) return "no grid fits the memory\n";
+  if (plans.empty()) return "no grid can run\n";
   std::string table =
       fmt::format("{:>8}{:>6}{:>11}{:>6}{:>12}{:>12}{:>10}{:>12}  (best of {} that fit, on {})\n",
                   "main tp", "zero", "f-gram tp", "zero", "recompute", "GB a rank", "step, s",

@@ -34,6 +34,7 @@ struct RunPlan {
   /// Of a full node, with the mapped file once.
   std::int64_t node_host_bytes(const DeviceFigures& device,
                                const VocabularyBytes& vocabulary) const;
+  /// Whether there are no obstacles.
   bool fits(const DeviceFigures& device, const VocabularyBytes& vocabulary) const;
   /// Why the run cannot be, a line each; empty: it can.
   std::vector<std::string> obstacles(const DeviceFigures& device,
