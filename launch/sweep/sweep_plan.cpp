@@ -21,6 +21,12 @@ bool same_shape(const PointFigures& a, const PointFigures& b) {
          a.fgrams == b.fgrams && a.main_flops == b.main_flops;
 }
 
+/// Of a point's training steps, what a resumed training has before it.
+double share_left(const PointStatus& status) {
+  if (status.steps == 0) return 0;
+  return 1 - static_cast<double>(status.step) / static_cast<double>(status.steps);
+}
+
 }  // namespace
 
 Prediction predict(const SweepPoint& point, int ranks, const SweepResults& earlier) {
@@ -33,9 +39,13 @@ Prediction predict(const SweepPoint& point, int ranks, const SweepResults& earli
     const MemoryItem& item = memory.item(name);
     prediction.least_bytes += item.main + item.fgram;
   }
-  for (const PointResult& result : earlier.points)
-    if (result.tokens_per_second > 0 && same_shape(result.point.figures, point.figures))
-      prediction.seconds = static_cast<double>(point.figures.tokens) / result.tokens_per_second;
+  std::int64_t most_steps = 0;  // few steps say little of the speed
+  for (const PointResult& result : earlier.points) {
+    if (result.tokens_per_second <= 0 || !same_shape(result.point.figures, point.figures)) continue;
+    if (result.status.step <= most_steps) continue;
+    most_steps = result.status.step;
+    prediction.seconds = static_cast<double>(point.figures.tokens) / result.tokens_per_second;
+  }
   return prediction;
 }
 
@@ -65,10 +75,11 @@ std::string format_plan(const SweepConfig& sweep, const std::vector<SweepPoint>&
       ++finished;
       continue;
     }
-    tokens += static_cast<double>(figures.tokens);
-    flops += main_flops;
+    const double left = share_left(result.status);
+    tokens += left * static_cast<double>(figures.tokens);
+    flops += left * main_flops;
     if (prediction.seconds)
-      seconds += *prediction.seconds;
+      seconds += left * *prediction.seconds;
     else
       all_known = false;
   }

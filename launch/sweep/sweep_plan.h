@@ -19,7 +19,7 @@ struct Prediction {
 };
 
 /// earlier: what the sweep's folder holds, of this sweep's points and of others; the speed is that
-/// of a trained point of the same models and f-grams.
+/// of the point of the same models and f-grams that has been trained for the most steps.
 Prediction predict(const SweepPoint& point, int ranks, const SweepResults& earlier);
 
 /// The plan: a row a point, with tokens, parameters, FLOPs and predictions, and what is done of it.
