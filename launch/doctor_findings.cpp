@@ -1,6 +1,7 @@
 #include "launch/doctor_findings.h"
 
 #include <fmt/format.h>
+#include <strings.h>
 
 #include <algorithm>
 #include <charconv>
@@ -76,6 +77,11 @@ int threads_of(const RankGroup& ranks) {
                          [](int sum, const RankFacts* rank) { return sum + rank->threads; });
 }
 
+/// Whether that value of OMP_PROC_BIND, in any case, binds threads.
+bool binds_threads(const std::string& value) {
+  return !value.empty() && strcasecmp(value.c_str(), "false") != 0;
+}
+
 void check_cpus(const std::string& host, const CpuGroup& group, Findings& findings) {
   const int threads = threads_of(group.ranks), cpus = static_cast<int>(group.cpus.size());
   const std::string where = fmt::format("{}: {}", host, names_of(group.ranks));
@@ -92,13 +98,15 @@ void check_cpus(const std::string& host, const CpuGroup& group, Findings& findin
                                     cpus, ranges_of(group.cpus)),
                         "lower OMP_NUM_THREADS, or bind the rank to more CPUs (mpirun --bind-to "
                         "none; srun --cpus-per-task)"});
-  const std::string& bind = group.ranks.front()->omp_proc_bind;
-  if (group.ranks.size() > 1 && !bind.empty() && bind != "false" && bind != "FALSE")
+  const auto bound =
+      std::find_if(group.ranks.begin(), group.ranks.end(),
+                   [](const RankFacts* rank) { return binds_threads(rank->omp_proc_bind); });
+  if (group.ranks.size() > 1 && bound != group.ranks.end())
     findings.push_back(
         {true,
          fmt::format("{} share CPUs {}, and OMP_PROC_BIND={} binds the threads of each to the "
                      "first of them",
-                     where, ranges_of(group.cpus), bind),
+                     where, ranges_of(group.cpus), (*bound)->omp_proc_bind),
          "unset OMP_PROC_BIND, or have the launcher bind each rank to CPUs of its own"});
 }
 

@@ -9,7 +9,7 @@
 # --quick     no benchmarks
 # Needs: an NVIDIA GPU with a driver no older than the CUDA toolkit, the toolkit (nvcc in PATH, CUDA_HOME or
 # /usr/local/cuda; with cuBLASLt; NCCL and compute-sanitizer where they are), g++ with C++20, CMake 3.22, ninja or make.
-# Open MPI is used where it is. Exit code 0 only if every step was run and passed.
+# Open MPI is used where it is. Exit code 0 only if every step was run and passed, but for those of what is absent, which is said.
 set -uo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -33,7 +33,7 @@ export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 log=$out/log.txt
 : >"$log"
 
-rows=() failed=0
+rows=() failed=0 absent=
 row() { rows+=("$(printf '%-34s %-8s %7s s  %s' "$1" "$2" "$3" "$4")"); }
 
 # step NAME LIMIT COMMAND..: runs it within LIMIT seconds and the time that is left; its output goes to NAME.log and the
@@ -76,7 +76,7 @@ finish() {
     echo "$(date -u +'%Y-%m-%d %H:%M') UTC, commit $(git -C "$repository" rev-parse --short HEAD 2>/dev/null || echo unknown)"
     echo "${device:-no device}"
     printf '%s\n' "${rows[@]}"
-    [ "$failed" = 0 ] && echo "gpu.sh: all passed in $SECONDS s" || echo "gpu.sh: FAILED, $SECONDS s; logs: $out"
+    [ "$failed" = 0 ] && echo "gpu.sh: all passed in $SECONDS s$absent" || echo "gpu.sh: FAILED, $SECONDS s; logs: $out"
   } | tee "$out/table.txt" | tee -a "$log"
   exit "$failed"
 }
@@ -115,17 +115,22 @@ step tests 300 ctest --test-dir "$build" -L '^gpu$' --no-tests=error --output-on
 
 # compute-sanitizer on tests of small shapes: the operation registry's, and suites called Small*.
 small='*CudaOpTest*:Small*'
+sanitized=0
 if command -v compute-sanitizer >/dev/null; then
   for program in "$build"/tests/test_*_gpu; do
     name=$(basename "$program")
-    [ -n "$("$program" --gtest_list_tests --gtest_filter="$small")" ] || continue
+    listed=$("$program" --gtest_list_tests --gtest_filter="$small" 2>>"$log") || fail "$program --gtest_list_tests: exit code $?"
+    [ -n "$listed" ] || continue
+    sanitized=$((sanitized + 1))
     for tool in memcheck racecheck; do
       step "$tool-${name#test_}" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
         "$program" --gtest_filter="$small"
     done
   done
+  [ "$sanitized" -gt 0 ] || fail "no test is called $small: nothing for compute-sanitizer"
 else
   rows+=("compute-sanitizer: absent, not part of this toolkit")
+  absent=", without compute-sanitizer"
 fi
 
 # Benchmarks: NAME, seconds at most, and the command, whose last line goes into the table. PyTorch, where it is, takes the

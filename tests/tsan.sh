@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds with ThreadSanitizer (build-tsan) and runs the tests of what has threads of its own: the asynchronous checkpoint writer, the
-# f-gram table's rows and the batch stream. tests/tsan.sh [REPEATS]      Exit code 1 where a race was found. OpenMP runs on one thread:
+# f-gram table's rows and the batch stream. tests/tsan.sh [REPEATS]      Exit code 66 where a race was found. OpenMP runs on one thread:
 # its barriers are not seen.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,7 +13,11 @@ mkdir -p "$build"
 # Libraries that are not instrumented (MPI, HDF5) synchronise in ways that are not seen.
 export OMP_NUM_THREADS=1 TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1"
 # The test that forks runs without: ThreadSanitizer does not follow a fork of a process with threads.
-"$build/tests/test_checkpoint" --gtest_filter='CheckpointWriter.*' --gtest_repeat="$repeats" --gtest_brief=1
-"$build/tests/test_checkpoint_table" --gtest_filter='RowSourceTest.Serve*' --gtest_repeat="$repeats" --gtest_brief=1
-"$build/tests/test_data" --gtest_filter='BatchStream*' --gtest_repeat="$repeats" --gtest_brief=1
+run() { # PROGRAM FILTER
+  "$build/tests/$1" --gtest_filter="$2" --gtest_list_tests | grep '^  ' >/dev/null || { echo "tests/tsan.sh: $1 has no test $2" >&2 && exit 1; }
+  "$build/tests/$1" --gtest_filter="$2" --gtest_repeat="$repeats" --gtest_brief=1
+}
+run test_checkpoint 'CheckpointWriter.*'
+run test_checkpoint_table 'RowSourceTest.Serve*'
+run test_data 'BatchStream*'
 echo "no race in $repeats runs of the checkpoint writer's, the table's and the batch stream's tests"

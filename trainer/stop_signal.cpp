@@ -69,8 +69,10 @@ StopSignal::StopSignal() {
 
 StopSignal::~StopSignal() {
   taker_ = std::jthread();  // has ended: what is sent from here on waits for the mask
-  std::signal(SIGTERM, SIG_DFL);
-  std::signal(SIGUSR1, SIG_DFL);
+  if (received_signal == 0) {
+    std::signal(SIGTERM, SIG_DFL);
+    std::signal(SIGUSR1, SIG_DFL);
+  }
   pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
 }
 

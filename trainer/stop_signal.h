@@ -9,7 +9,8 @@ namespace scone {
 /// From construction to destruction SIGTERM and SIGUSR1 set a flag instead of ending the process.
 /// What comes within two seconds of the first is the same wish to stop, told by several: Slurm, for
 /// one, signals the ranks and the batch script, which hands it on. A later one ends the process at
-/// once.
+/// once. That holds after the destruction too, once a signal has come: what is saved is not to be
+/// reported as killed.
 ///
 /// No thread that computes takes the signal: a handler's frame goes where the stack pointer is, and
 /// not all libraries keep that on the thread's stack. So the constructing thread, and those it

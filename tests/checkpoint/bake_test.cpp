@@ -17,6 +17,7 @@
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "tiny_run.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -93,7 +94,7 @@ TEST(Bake, RowsAreTheFgramModels) {
     const auto live = live_row(run, vocabulary, id);
     for (std::size_t i = 0; i < live.size(); ++i) {
       const float baked = rows[static_cast<std::size_t>(id) * 16 + i];
-      worst = std::max(worst, static_cast<double>(std::fabs(baked - live[i])));
+      worst = worse(worst, static_cast<double>(std::fabs(baked - live[i])));
       largest = std::max(largest, static_cast<double>(std::fabs(live[i])));
     }
   }

@@ -19,6 +19,7 @@
 #include "model/ops/ops.h"
 #include "parallel/error.h"
 #include "tiny_run.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -155,7 +156,7 @@ TEST_F(ConvertTest, TheFirstFgramsAreThoseOfABake) {
         const double step = type == RowType::int8 ? double{scale} * 1.001 : 0;
         for (std::size_t i = 0; i < 16; ++i) {
           const double difference = std::fabs(double{found[i]} - double{fresh[i]});
-          worst = std::max(worst, difference - step);
+          worst = worse(worst, difference - step);
           EXPECT_LE(difference, step + 64 * 0x1p-22) << id;
         }
       }

@@ -14,6 +14,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "worst_error.h"
+
 /// Pieces of the tests of attention and cross-entropy kernels. Everything runs on T = float and
 /// __nv_bfloat16 against references in double, which see the same rounded inputs.
 namespace scone::cuda {
@@ -88,7 +90,7 @@ inline double worst_error(const Doubles& found, const Doubles& expected, std::in
         largest = std::max(largest, std::abs(expected[j]));
     }
     const double error = std::abs(found[i] - expected[i]) / (1 + largest);
-    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+    worst = worse(worst, error);
   }
   return worst;
 }

@@ -3,14 +3,10 @@
 # left alone.
 #   tests/launch/bake_kill_test.sh SCONE [KILLS [SEED]]        8 kills where KILLS is not given
 set -euo pipefail
-scone=$(realpath "${1:?bake_kill_test.sh: give the path of scone}")
+. "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 kills=${2:-8}
 RANDOM=${3:-1}
-launch=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../launch")
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder"
+export OMP_WAIT_POLICY=passive
 python3 - >text.jsonl <<'PYTHON'
 import json, random
 random.seed(4)
@@ -30,7 +26,7 @@ model:
 trainer: {steps: 2, batch_tokens: 512, microbatch_tokens: 512, sequence_length: 32}
 YAML
 "$scone" train run.yaml 2>/dev/null >&2
-bake() { "$launch/mpirun.sh" -np "$1" "$scone" bake run --out "$2" --block-nodes 64 --file-size 1M "${@:3}"; }
+bake() { "$mpirun" -np "$1" "$scone" bake run --out "$2" --block-nodes 64 --file-size 1M "${@:3}"; }
 seconds() { echo "$1 $2" | awk '{ print $2 - $1 }'; }
 
 begin=$EPOCHREALTIME
@@ -46,9 +42,12 @@ while [ "$left" -gt 0 ]; do
     bake "$ranks" killed --json >out.json 2>err.log &
     pid=$!
     sleep "$delay"
-    if [ "$left" -gt 0 ] && pkill -KILL -f "$scone bake run --out killed" 2>/dev/null; then left=$((left - 1)); fi
+    # The ranks, and not mpirun, which removes what shared memory they leave.
+    ids=$(processes "^$scone bake run --out killed")
+    # shellcheck disable=SC2086
+    if [ "$left" -gt 0 ] && [ -n "$ids" ] && kill -KILL $ids 2>/dev/null; then left=$((left - 1)); fi
     wait "$pid" 2>/dev/null && failed=0 || failed=$?
-    while pgrep -f "$scone bake run --out killed" >/dev/null; do sleep 0.05; done
+    while [ -n "$(processes "$scone bake run --out killed")" ]; do sleep 0.05; done
     [ ! -e killed ] || break  # a kill may have come when all was done
     [ "$failed" -eq 137 ] || { cat err.log >&2; exit 1; }
   done

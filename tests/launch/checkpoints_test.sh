@@ -34,7 +34,7 @@ for target in rank mpirun; do
     [ -s "signal-$target/metrics.jsonl" ] && [ "$(wc -l <"signal-$target/metrics.jsonl")" -gt 20 ] && break
     sleep 0.1
   done
-  rank=$(pgrep -f "^$scone train run.yaml run.folder=signal-$target" | tail -n 1)
+  rank=$(processes "^$scone train run.yaml run.folder=signal-$target" | tail -n 1)
   if [ "$target" = rank ]; then
     kill -TERM "$rank"
   else

@@ -5,7 +5,7 @@ tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$tests/../.." && pwd)
 mpirun=$repository/launch/mpirun.sh
 scone=$(realpath "${1:?$(basename "$0"): give the path of scone}")
-folder=$(mktemp -d)
+folder=$(realpath "$(mktemp -d)")
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit
 export OMP_NUM_THREADS=1
@@ -24,6 +24,14 @@ ends() {
   if [ "$code" != "$expected" ] || ! grep -qE -- "$text" out; then
     fail "$* ended with $code (expected $expected), without '$text' (or with it):"$'\n'"$(cat out)"
   fi
+}
+
+# processes PATTERN: the numbers of those whose command line matches, and that work in this test's folder or below it.
+processes() {
+  local id
+  for id in $(pgrep -f -- "$1"); do
+    case $(readlink "/proc/$id/cwd") in "$folder" | "$folder"/*) echo "$id" ;; esac
+  done
 }
 
 # documents SEED NUMBER WORDS [MORE]: JSON lines of so many words each, of fourteen words and those in MORE, the first ones most often.

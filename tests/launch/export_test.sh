@@ -51,12 +51,8 @@ anew = [json.loads(line)["loss"] for line in open("new/metrics.jsonl")]
 print(f"loss {old['loss']:.4f} exported and imported; trained on: {trained[0]:.3f} .. {trained[-1]:.3f}, then {anew[0]:.3f} .. {anew[-1]:.3f}")
 assert len(anew) == 5 and anew[0] < (trained[0] + trained[-1]) / 2, (trained, anew)
 PYTHON
-for refused in "shards --out newer" "run.export --out run.yaml"; do
-  code=0
-  "$scone" import $refused 2>err || code=$?
-  [ "$code" = 2 ] || fail "import $refused ended with $code: $(cat err)"
-  grep -qE 'shards: expected a folder of `scone export`|--out run.yaml: .* cannot be made' err || fail "import $refused: $(cat err)"
-done
+ends 2 'shards: expected a folder of `scone export`' "$scone" import shards --out newer
+ends 2 '--out run.yaml: .* cannot be made' "$scone" import run.export --out run.yaml
 code=0
 "$scone" train run.yaml "${scone_keys[@]}" run.folder=new run.seed=8 trainer.steps=6 2>err || code=$?
 [ "$code" = 2 ] && grep -q seed err || fail "a later checkpoint of the run was taken with another seed: $code, $(cat err)"

@@ -2,8 +2,8 @@
 # A run's folder as its user meets it: a second run in it, and names in it that are taken: run_folder_test.sh SCONE
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/command.sh"
-job=
-trap '[ -z "$job" ] || kill -9 "$job" 2>/dev/null; rm -rf "$folder"' EXIT
+job= second=
+trap 'kill -9 $job $second 2>/dev/null; rm -rf "$folder"' EXIT
 
 documents 13 100 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1
@@ -39,10 +39,11 @@ for _ in $(seq 100); do
   grep -q 'waiting up to' second.log && break
   sleep 0.1
 done
+grep -q 'waiting up to' second.log || fail "the second run does not wait: $(cat second.log)"
 kill -TERM "$job"
 code=0
 wait "$job" || code=$?
-job=$second
+job=
 [ "$code" = 75 ] || fail "the first run ended with $code: $(cat first.log)"
 for _ in $(seq 100); do
   grep -q 'resumed from' second.log && break
@@ -51,7 +52,7 @@ done
 grep -q "pid $second on " run/.lock || fail "the second run did not take the folder: $(cat second.log)"
 kill -KILL "$second"
 wait "$second" || true
-job=
+second=
 ends 0 'resumed from' "$scone" train run.yaml trainer.steps=1
 grep -q 'waiting' out && fail "a killed run's lock was waited for: $(cat out)"
 

@@ -33,7 +33,7 @@ print(*(each.getsockname()[1] for each in sockets))')
   # Open MPI names its shared memory after the job's number, which two of these that run at once must not have in common.
   cat >"$slurm_folder/slurm.conf" <<CONF
 ClusterName=scone
-FirstJobId=$((10000 + $$ % 1000000))
+FirstJobId=$((1 + $$ % 30000 * 1000))
 SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmUser=root
 SlurmctldPort=${ports% *}
@@ -58,7 +58,6 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
-FirstJobId=$((1 + RANDOM % 30000 * 1000))
 JobRequeue=1
 NodeName=node0 NodeHostname=$(hostname) NodeAddr=127.0.0.1 CPUs=4
 PartitionName=all Nodes=node0 Default=YES MaxTime=INFINITE State=UP
@@ -78,11 +77,11 @@ wait
 DAEMONS
   setsid --fork python3 -B "$tests/keeper.py" $$ "$slurm_folder" bash "$slurm_folder/daemons.sh"
   export SLURM_CONF=$slurm_folder/slurm.conf
-  for _ in $(seq 200); do
+  for _ in $(seq 600); do
     [ "$(timeout 5 sinfo --noheader --format=%t 2>/dev/null)" = idle ] && return 0
     sleep 0.1
   done
-  echo "slurm_start: no idle node after 20 s" >&2
+  echo "slurm_start: no idle node after 60 s" >&2
   tail -n 20 "$slurm_folder"/{keeper.log,munge/log,slurmctld.log,slurmd.log} >&2
   slurm_stop
   return 1

@@ -18,7 +18,7 @@ waits_for() {
   done
 }
 # no process works in this test's folder, but for what runs the test
-children_are_gone() { ! pgrep -f -- "--result $1/points" >/dev/null; }
+children_are_gone() { [ -z "$(processes "--result $1/points")" ]; }
 # field FILE NAME: of a JSON object
 field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"; }
 state() { "$scone" sweep status "$1" --json | tail -n 1 |

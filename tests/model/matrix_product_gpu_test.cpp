@@ -10,6 +10,7 @@
 #include "cuda_test.h"
 #include "model/parameter.h"
 #include "op_cases.h"
+#include "worst_error.h"
 
 #ifdef SCONE_CUDA_ON_HOST
 #include <cublasLt.h>
@@ -48,7 +49,7 @@ class Products {
       const double expected = pair.host.data<float>()[i];
       largest = std::max(largest, std::abs(expected));
       const double error = std::abs(found[i] - expected);
-      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+      worst = worse(worst, error);
     }
     return worst / largest;
   }

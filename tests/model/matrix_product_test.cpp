@@ -12,6 +12,7 @@
 
 #include "model/parameter.h"
 #include "op_cases.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -63,7 +64,7 @@ class MatrixProductTest : public ::testing::TestWithParam<std::tuple<ProductSize
           deviation * rounding + (of_output == DType::bf16 ? 0x1p-8 * std::abs(expected) : 0.0);
       const double error = std::abs(found[static_cast<std::size_t>(row * columns + j)] - expected);
       ASSERT_LE(error, allowed) << "row " << row << " column " << j << " of " << columns;
-      worst_ = std::max(worst_, error / allowed);
+      worst_ = worse(worst_, error / allowed);
     }
   }
 

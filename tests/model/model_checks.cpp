@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "op_cases.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -80,12 +81,12 @@ void check_model(const ModelCase& model_case, Backend& backend, DType dtype) {
   const double loss_allowed = dtype == DType::bf16 ? 0x1p-7 : 2e-6;
   const double gradient_allowed = dtype == DType::bf16 ? 0x1p-4 : 1e-5;
   double worst_loss = std::abs(found.loss / expected.loss - 1), worst = 0;
-  worst_loss = std::max(worst_loss, std::abs(found.forward_loss / expected.forward_loss - 1));
+  worst_loss = worse(worst_loss, std::abs(found.forward_loss / expected.forward_loss - 1));
   EXPECT_LT(relative(found.losses, expected.losses), 4 * loss_allowed);
   for (std::size_t i = 0; i < expected.gradients.size(); ++i) {
     const double error = relative(found.gradients[i], expected.gradients[i]);
     EXPECT_LT(error, gradient_allowed) << "gradient " << i;
-    worst = std::max(worst, error);
+    worst = worse(worst, error);
   }
   EXPECT_LT(worst_loss, loss_allowed);
   std::printf("%s %s: loss %.1e of %.1e, gradients %.1e of %.1e\n", model_case.name.c_str(),
@@ -107,7 +108,7 @@ void check_model_steps(const ModelCase& model_case, Backend& backend, DType dtyp
   double worst = 0;
   for (std::size_t step = 0; step < expected.size(); ++step) {
     const double error = std::abs(found[step] - expected[step]) / expected[0];
-    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    worst = worse(worst, error);
   }
   EXPECT_LT(worst, allowed);
   EXPECT_LT(found.back(), (steps < 50 ? 0.95 : 0.5) * found.front());

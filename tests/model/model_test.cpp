@@ -8,6 +8,7 @@
 #include <random>
 
 #include "model_fixture.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -43,7 +44,7 @@ TEST_P(ModelTest, LossIsTheNaiveReference) {
                       batch_, &expected);
   double worst = 0;
   for (std::size_t i = 0; i < losses.size(); ++i) {
-    worst = std::max(worst, std::abs(losses[i] - expected[i]) / (1 + std::abs(expected[i])));
+    worst = worse(worst, std::abs(losses[i] - expected[i]) / (1 + std::abs(expected[i])));
   }
   std::printf("loss %.6f, largest relative error of a position %.2e\n", total, worst);
   EXPECT_LT(worst, kEpsilon * path_);
@@ -98,7 +99,7 @@ TEST_P(ModelTest, GradientsAreCentralDifferencesOfTheReference) {
         value = saved;
         const double expected = scale * (above - below) / (2 * step);
         const double error = std::abs(gradients[at] - expected) / (largest + 1e-3);
-        worst = std::max(worst, error);
+        worst = worse(worst, error);
         // Sums over positions, too; 1e-7: the differences' own error.
         EXPECT_LT(error, kEpsilon * path_ * 4 + 1e-7)
             << set->spec(i).name << "[" << at << "]: " << gradients[at] << ", expected "

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "model/parameter.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -77,7 +78,7 @@ void check_op(const OpCase& op, Backend& backend, DType dtype) {
   double worst = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double error = std::abs(found[i] - expected[i]) / (1 + std::abs(expected[i]));
-    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+    worst = worse(worst, error);
   }
   EXPECT_LT(worst, tolerance);
 
@@ -104,7 +105,7 @@ void check_op(const OpCase& op, Backend& backend, DType dtype) {
       const double difference = (above - weighted()) / (2 * step);
       exact[input][place] = saved;
       const double error = std::abs(gradient[place] - difference) / (1 + largest);
-      worst_gradient = std::max(worst_gradient, error);
+      worst_gradient = worse(worst_gradient, error);
       EXPECT_LT(error, tolerance + 1e-8) << "input " << input << " element " << place;
     }
   }

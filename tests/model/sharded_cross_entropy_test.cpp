@@ -10,6 +10,7 @@
 #include "model/ops/ops.h"
 #include "model/parameter.h"
 #include "parallel/sharding.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -114,14 +115,14 @@ TEST(ShardedCrossEntropy, AgreesWithTheWholeAndWithDoubles) {
       for (std::int64_t j = 0; j < classes; ++j) sum += std::exp(row[j] - largest);
       const double loss = target < 0 ? 0 : std::log(sum) + largest - row[target];
       const double found = losses.data<float>()[i];
-      worst = std::max(worst, std::abs(found - loss) / (1 + std::abs(largest) + loss));
+      worst = worse(worst, std::abs(found - loss) / (1 + std::abs(largest) + loss));
       EXPECT_NEAR(found, whole_losses.data<float>()[i],
                   2 * tolerance * (1 + std::abs(largest) + loss));
       for (std::int64_t j = 0; j < classes; ++j) {
         const double probability = std::exp(row[j] - largest) / sum;
         const double gradient = target < 0 ? 0 : scale * (probability - (j == target ? 1 : 0));
         const double own = cut.data<float>()[i * classes + j];
-        worst_gradient = std::max(worst_gradient, std::abs(own - gradient));
+        worst_gradient = worse(worst_gradient, std::abs(own - gradient));
         EXPECT_NEAR(own, whole.data<float>()[i * classes + j], 2 * tolerance);
       }
     }

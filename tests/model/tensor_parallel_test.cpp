@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "model_fixture.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -76,7 +77,7 @@ double deviation(const Tensor& found, const Tensor& expected, double floor) {
   const auto a = found.span<float>(), b = expected.span<float>();
   if (a.size() != b.size()) return INFINITY;
   double worst = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double{a[i]} - b[i]));
+  for (std::size_t i = 0; i < a.size(); ++i) worst = worse(worst, std::abs(double{a[i]} - b[i]));
   return worst == 0 ? 0 : worst / std::max(largest_of(expected), floor);
 }
 
@@ -93,7 +94,7 @@ double check_gradients(const ParameterSet& own, const ParameterSet& whole, Commu
     const Tensor gathered = gather_shards(spec, own.gradient(i), group);
     const double of_parameter = deviation(gathered, whole.gradient(i), floor);
     EXPECT_LT(of_parameter, tolerance) << spec.name << " on rank " << group.rank();
-    worst = std::max(worst, of_parameter);
+    worst = worse(worst, of_parameter);
     if (spec.replicated()) {
       const auto bits = group.all_gather(std::as_bytes(own.gradient(i).span<float>()));
       for (const auto& theirs : bits) EXPECT_EQ(theirs, bits.front()) << spec.name;

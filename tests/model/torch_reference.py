@@ -8,6 +8,7 @@ through the f-gram model, gradients come from autograd, and both models are trai
 clipping over both. Exit code 1 where a number differs by more than its tolerance.
 """
 import json
+import math
 import pathlib
 import sys
 
@@ -131,14 +132,20 @@ def train(dump, initial):
     return losses, norms, gradients, {key: value.detach() for key, value in parameters.items()}
 
 
+def max_or_nan(values):
+    """NaN where one is, which max() may drop."""
+    values = list(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
 def largest_ratio(found, expected):
-    return max(abs(a / b - 1) for a, b in zip(found, expected))
+    return max_or_nan(abs(a / b - 1) for a, b in zip(found, expected))
 
 
 def largest_difference(found, expected, scale):
     """Over all parameters, the largest difference relative to the largest element of scale."""
-    return max(((found[key] - expected[key]).abs().max() / scale[key].abs().max().clamp(min=1e-3)).item()
-               for key in expected)
+    return max_or_nan(((found[key] - expected[key]).abs().max() / scale[key].abs().max().clamp(min=1e-3)).item()
+                      for key in expected)
 
 
 def compare(folder, name):

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <string>
 
+#include "worst_error.h"
+
 namespace scone {
 namespace {
 
@@ -178,7 +180,7 @@ double deviation(const Tensor& found, std::span<const double> expected) {
   if (values.size() != expected.size()) return INFINITY;
   for (std::size_t k = 0; k < expected.size(); ++k) {
     largest = std::max(largest, std::abs(expected[k]));
-    worst = std::max(worst, std::abs(values[k] - expected[k]));
+    worst = worse(worst, std::abs(values[k] - expected[k]));
   }
   return worst / largest;
 }
@@ -225,7 +227,7 @@ TEST(DistributedOptimizer, AgreesWithPlainAdamwOnEveryLayout) {
       for (std::size_t i = 0; i < values.size(); ++i) {
         const double own = deviation(values[i], expected.back().values[i]);
         EXPECT_LT(own, kTolerance) << specs()[i].name << ", " << name_of(layout);
-        if (world.rank() == 0) worst = std::max(worst, own);
+        if (world.rank() == 0) worst = worse(worst, own);
       }
       // Padding is zero and stays so.
       const Tensor& shard = rank.parameters().value(0);

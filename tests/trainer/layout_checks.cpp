@@ -7,6 +7,7 @@
 
 #include "model/ops/ops.h"
 #include "trainer/trainer.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -21,10 +22,10 @@ double largest_difference(const Tensor& found, const Tensor& expected) {
   double scale = 0, difference = 0;
   for (std::size_t k = 0; k < a.size(); ++k) {
     scale = std::max(scale, static_cast<double>(std::abs(b[k])));
-    difference = std::max(difference, static_cast<double>(std::abs(a[k] - b[k])));
+    difference = worse(difference, static_cast<double>(std::abs(a[k] - b[k])));
   }
   // A key bias has no gradient but rounding: below this nothing can be told.
-  return scale > 1e-7 ? difference / scale : 0;
+  return scale > 1e-7 || std::isinf(difference) ? difference / scale : 0;
 }
 
 /// Expects equal bits of a tensor on all ranks of a group.
@@ -96,25 +97,25 @@ RunConfig on_one_rank(RunConfig config) {
 }
 
 double Deviation::largest() const {
-  return std::max({loss, gradient_norm, gradient, parameter, validation_loss});
+  return worse(worse(worse(loss, gradient_norm), worse(gradient, parameter)), validation_loss);
 }
 
 Deviation compare(const Trajectory& found, const Trajectory& expected) {
   Deviation deviation;
   EXPECT_EQ(found.names, expected.names);
   for (std::size_t step = 0; step < expected.losses.size(); ++step) {
-    deviation.loss = std::max(deviation.loss, relative(found.losses[step], expected.losses[step]));
+    deviation.loss = worse(deviation.loss, relative(found.losses[step], expected.losses[step]));
     deviation.gradient_norm =
-        std::max(deviation.gradient_norm,
-                 relative(found.gradient_norms[step], expected.gradient_norms[step]));
+        worse(deviation.gradient_norm,
+              relative(found.gradient_norms[step], expected.gradient_norms[step]));
   }
   for (std::size_t i = 0; i < expected.names.size(); ++i) {
     const double of_gradient = largest_difference(found.gradients[i], expected.gradients[i]);
     const double of_value = largest_difference(found.parameters[i], expected.parameters[i]);
     EXPECT_LT(of_gradient, tolerance) << "gradient of " << expected.names[i];
     EXPECT_LT(of_value, tolerance) << expected.names[i];
-    deviation.gradient = std::max(deviation.gradient, of_gradient);
-    deviation.parameter = std::max(deviation.parameter, of_value);
+    deviation.gradient = worse(deviation.gradient, of_gradient);
+    deviation.parameter = worse(deviation.parameter, of_value);
   }
   deviation.validation_loss = relative(found.validation_loss, expected.validation_loss);
   return deviation;

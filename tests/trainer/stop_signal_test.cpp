@@ -71,6 +71,23 @@ TEST(StopSignal, OfSeveralWithinAMomentIsOneStop) {
   EXPECT_EXIT(storm(), testing::ExitedWithCode(3), "");
 }
 
+// A run that has saved is still to report it and to leave MPI.
+TEST(StopSignal, IsOneStopAfterTheDestructionToo) {
+  const auto ends = [](bool late) {
+    {
+      const StopSignal stop;
+      send_to_process(SIGTERM);
+      if (!arrives(stop)) std::_Exit(4);
+    }
+    if (late) std::this_thread::sleep_for(StopSignal::one_stop);
+    send_to_process(SIGUSR1);
+    std::_Exit(3);
+  };
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  EXPECT_EXIT(ends(false), testing::ExitedWithCode(3), "");
+  EXPECT_EXIT(ends(true), testing::KilledBySignal(SIGUSR1), "");
+}
+
 TEST(StopSignal, IsTakenByNoThreadThatComputes) {
   // On a thread whose team OpenMP starts then, not one that an earlier test left.
   std::thread([] {

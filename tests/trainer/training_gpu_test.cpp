@@ -15,6 +15,7 @@
 #include "parallel/cuda/staged_communicator.h"
 #include "tiny_data.h"
 #include "trainer/trainer.h"
+#include "worst_error.h"
 
 namespace scone {
 namespace {
@@ -56,7 +57,7 @@ TEST(CudaTraining, LossesFollowTheProcessors) {
     const std::vector<double> found = train(trainer, kSteps);
     double worst = 0;
     for (std::size_t step = 0; step < found.size(); ++step)
-      worst = std::max(worst, std::abs(found[step] / expected[step] - 1));
+      worst = worse(worst, std::abs(found[step] / expected[step] - 1));
     std::printf("%s: losses of %zu steps within %.1e of the processor's, allowed %.0e\n", name,
                 found.size(), worst, allowed);
     EXPECT_LT(worst, allowed);

@@ -16,6 +16,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace scone::HWY_NAMESPACE {
 Backend& own_backend();  // optimizer.cpp
+std::int64_t own_target() { return HWY_TARGET; }
 }  // namespace scone::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -25,6 +26,7 @@ namespace scone {
 namespace {
 
 HWY_EXPORT(own_backend);
+HWY_EXPORT(own_target);
 
 #if HWY_ARCH_X86
 
@@ -64,7 +66,7 @@ void limit_instruction_sets() {
 
 bool multiplies_bf16() {
   const Level* most = most_allowed();
-  return (hwy::SupportedTargets() & HWY_TARGETS & kFromAvx512) != 0 &&
+  return (HWY_DYNAMIC_DISPATCH(own_target)() & kFromAvx512) != 0 &&
          __builtin_cpu_supports("avx512bf16") != 0 &&
          (most == nullptr || most->name == std::string_view("avx512_bf16"));
 }
@@ -109,8 +111,8 @@ bool has_bf16_products() {
 std::string cpu_instruction_set() {
   cpu_backend();
 #if HWY_ARCH_X86
-  const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  if ((usable & kFromAvx512) == 0) return (usable & kFromAvx2) == 0 ? "sse4" : "avx2";
+  const std::int64_t used = HWY_DYNAMIC_DISPATCH(own_target)();
+  if ((used & kFromAvx512) == 0) return (used & kFromAvx2) == 0 ? "sse4" : "avx2";
   return has_bf16_products() ? "avx512_bf16" : "avx512";
 #else
   return only_instruction_set();

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "temporary_folder.h"
+
 namespace scone {
 namespace {
 
@@ -12,9 +14,7 @@ namespace fs = std::filesystem;
 
 /// A sweep of one finished point of 40 steps, 100 tokens and half a second each, but `slow_step`,
 /// of 900 seconds; its metrics hold every `every`-th step.
-fs::path one_point(const std::string& name, int every, int slow_step = 0) {
-  const fs::path folder = fs::path(::testing::TempDir()) / ("sweep_results_test_" + name);
-  fs::remove_all(folder);
+void write_point(const fs::path& folder, int every, int slow_step = 0) {
   const fs::path point = folder / "points" / "a";
   fs::create_directories(point);
   std::ofstream(folder / "sweep.json") << R"({
@@ -36,14 +36,14 @@ fs::path one_point(const std::string& name, int every, int slow_step = 0) {
             << R"(, "loss": 2.5, "step_seconds": )" << (step == slow_step ? 900.0 : 0.5)
             << R"(, "fgram_nodes_computed_per_token": 0.5})"
             << "\n";
-  return folder;
 }
 
 // docs/study keeps every 20th line.
 TEST(SweepResults, DoNotDependOnLinesThatWereLeftOut) {
   for (const int every : {1, 4, 20}) {
-    const fs::path folder = one_point(std::to_string(every), every);
-    const SweepResults results = read_results(folder, read_sweep_record(folder));
+    const TemporaryFolder folder;
+    write_point(folder.path(), every);
+    const SweepResults results = read_results(folder.path(), read_sweep_record(folder.path()));
     ASSERT_EQ(results.points.size(), 1U);
     const PointResult& point = results.points.front();
     EXPECT_DOUBLE_EQ(point.training_seconds, 20.0) << every;
@@ -57,19 +57,21 @@ TEST(SweepResults, DoNotDependOnLinesThatWereLeftOut) {
 
 // As where a run was paused: the time that a plan takes from it is that of the steps before.
 TEST(SweepResults, SpeedIsThatOfTheMedianStep) {
-  const fs::path folder = one_point("slow", 1, 7);
-  const SweepResults results = read_results(folder, read_sweep_record(folder));
+  const TemporaryFolder folder;
+  write_point(folder.path(), 1, 7);
+  const SweepResults results = read_results(folder.path(), read_sweep_record(folder.path()));
   EXPECT_DOUBLE_EQ(results.points.front().tokens_per_second, 200.0);
   EXPECT_DOUBLE_EQ(results.points.front().training_seconds, 919.5);
 }
 
 // A sweep whose file has other points than its folder's sweep.json knows what it has finished.
 TEST(SweepResults, AreOfTheRecordThatIsAskedFor) {
-  const fs::path folder = one_point("record", 1);
-  SweepRecord record = read_sweep_record(folder);
+  const TemporaryFolder folder;
+  write_point(folder.path(), 1);
+  SweepRecord record = read_sweep_record(folder.path());
   record.points.push_back(record.points.front());
   record.points.front().name += "2";
-  const SweepResults results = read_results(folder, record);
+  const SweepResults results = read_results(folder.path(), record);
   ASSERT_EQ(results.points.size(), 2U);
   EXPECT_EQ(results.points[0].status.state, "waiting");
   EXPECT_FALSE(results.points[0].finished());
