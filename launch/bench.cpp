@@ -67,7 +67,6 @@ void add_bench(CLI::App& app, Action& action) {
       "parallel",
       "Collectives, memory of a rank on each grid, step time of layouts, and what sharing f-grams "
       "saves; under mpirun");
-  parallel->fallthrough();
   parallel->add_option("run", arguments->file, "Run configuration, YAML")->required();
   parallel->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
   parallel->add_option("--parts", arguments->parts, "Which of them")

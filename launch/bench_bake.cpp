@@ -159,7 +159,6 @@ void add_bench_bake(CLI::App& bench, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = bench.add_subcommand(
       "bake", "F-grams a second of the bake, against each f-gram by itself padded to K");
-  command->fallthrough();
   command->add_option("fgrams", arguments->vocabulary, "F-gram vocabulary")->required();
   command->add_option("--size", arguments->size, "Bake its first S")->capture_default_str();
   command->add_option("--alone-size", arguments->alone, "Of them, run so many by themselves")

@@ -68,7 +68,6 @@ void add_bench_data(CLI::App& bench, Action& action) {
   CLI::App* data = bench.add_subcommand("data",
                                         "Counting n-grams, matching f-grams, reading batches, "
                                         "tokenizing, beside other ways; on one rank");
-  data->fallthrough();
   data->add_option("data,--data", options->data,
                    "Token shards, or folders of them (DIR/train), for all parts but tokenizing");
   data->add_option("--text", options->text, "Text or JSONL, for tokenizing: its first 50 MB");

@@ -290,7 +290,6 @@ void add_bench_decode(CLI::App& bench, Action& action) {
       "decode",
       "Milliseconds a token of decoding with a table's rows, by ram, mmap and direct, beside the "
       "main model alone: random weights and rows, the same texts, in turns step by step");
-  command->fallthrough();
   command->add_option("--shape", arguments->shape, "tiny, small, gpt2-124m")->capture_default_str();
   command->add_option("--batch", arguments->batches, "Sequences decoded together")
       ->delimiter(',')

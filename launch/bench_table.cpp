@@ -356,7 +356,6 @@ void add_bench_table(CLI::App& bench, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = bench.add_subcommand(
       "table", "Look-ups, size and build time of an f-gram table, beside other stores");
-  command->fallthrough();
   command->add_option("fgrams", arguments->vocabulary, "F-gram vocabulary")->required();
   command->add_option("--data", arguments->data, "Token shards whose matches are looked up")
       ->required();

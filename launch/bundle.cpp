@@ -215,7 +215,6 @@ void add_verify(CLI::App& bundle, Action& action) {
   auto path = std::make_shared<std::string>();
   CLI::App* command = bundle.add_subcommand(
       "verify", "Compares every file with its checksum; a line each problem, exit code 2");
-  command->fallthrough();
   command->add_option("bundle", *path, "Bundle")->required();
   command->callback([path, &action] {
     action = [path](CommandContext& context) { return run_verify(*path, context); };
@@ -226,7 +225,6 @@ void add_stat(CLI::App& bundle, Action& action) {
   auto arguments = std::make_shared<StatArguments>();
   CLI::App* command = bundle.add_subcommand(
       "stat", "Sizes of the table, f-grams by length, norms of rows, and how often rows are taken");
-  command->fallthrough();
   command->add_option("bundle", arguments->path, "Bundle")->required();
   command->add_option(
       "--data", arguments->data,
@@ -244,7 +242,6 @@ void add_convert(CLI::App& bundle, Action& action) {
       "convert",
       "Bundle -> bundle with rows of another type, or of the first f-grams alone; needs no "
       "checkpoint. From fp32 the rows are rounded as scone bake does.");
-  command->fallthrough();
   ConvertOptions& options = arguments->options;
   command->add_option("bundle", options.source, "Bundle")->required();
   command->add_option("--out", options.bundle, "Folder of the bundle to make")->required();

@@ -82,11 +82,15 @@ int run(int argc, char** argv, scone::Session& session) {
         ->type_name("N");
   };
   add_hang_rank(app);
+  const auto add_common = [&](CLI::App& to) {
+    to.add_flag("--json", json, "Print the result as one JSON object, the last line");
+    to.add_option("--result", result_file,
+                  "Also write that object to this file, which is there once all is done");
+    add_hang_rank(to);
+  };
   for (CLI::App* command : app.get_subcommands({})) {
-    command->add_flag("--json", json, "Print the result as one JSON object, the last line");
-    command->add_option("--result", result_file,
-                        "Also write that object to this file, which is there once all is done");
-    add_hang_rank(*command);
+    add_common(*command);
+    for (CLI::App* part : command->get_subcommands({})) add_common(*part);
   }
   try {
     app.parse(argc, argv);

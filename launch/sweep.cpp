@@ -190,7 +190,6 @@ void add_sweep(CLI::App& app, Action& action) {
   sweep->add_option("sweep", arguments->file, "The sweep's YAML file");
   sweep->add_flag("--dry-run", arguments->dry_run, "Check all points, print the plan, and end");
   CLI::App* status = sweep->add_subcommand("status", "How far each point of a sweep is");
-  status->fallthrough();
   status->add_option("folder", arguments->status_folder, "Folder of the sweep")->required();
   status->add_flag("--watch", arguments->watch, "Again and again, until nothing runs");
   status->callback([arguments, &action] {
@@ -200,7 +199,6 @@ void add_sweep(CLI::App& app, Action& action) {
   });
   CLI::App* report = sweep->add_subcommand(
       "report", "Writes report.html, results.csv and results.json into the sweep's folder");
-  report->fallthrough();
   report->add_option("folder", arguments->report_folder, "Folder of the sweep")->required();
   report->callback([arguments, &action] {
     action = [arguments](CommandContext& context) {

@@ -66,6 +66,13 @@ sys.exit(not (plan["estimated"] and plan["fits"] and 9e8 < plan["main_parameters
               and 1.7e9 < plan["fgram_parameters"] < 1.9e9 and len(steps) > 10 and steps == sorted(steps)))
 PYTHON
 
+# More f-grams than ids can name: said, and planned all the same.
+"$scone" plan "${large[@]}" --nodes-per-token 1.5 --fgrams 10G >many.txt
+grep -q "CANNOT RUN: 10000000000 f-grams are more than the 2147483646 that an id of 31 bits can name" many.txt ||
+  fail "nothing is said of too many f-grams: $(cat many.txt)"
+"$scone" plan "${large[@]}" --nodes-per-token 1.5 --fgrams 2G --json | tail -1 >most.json
+/usr/bin/python3 -c 'import json; assert json.load(open("most.json"))["obstacles"] == []' || fail "2G f-grams are refused"
+
 # Nodes a token from the vocabulary's report, of batches of the nearest size, where the corpus has gone.
 "$scone" fgrams --data shards/train --vocabulary fgrams.h5 --report --batch-tokens 128,16Ki >/dev/null 2>&1
 "$scone" plan run.yaml data.train=nowhere --ranks 2 --vocabulary-size 301 --fgrams 400 --json | tail -1 >reported.json

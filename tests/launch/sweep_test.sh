@@ -290,6 +290,18 @@ for process in $(cat mpirun-processes); do
   fi
 done
 
+# A training that ends itself by run.time_limit is gone on with as long as it comes further; one that does not ends the point.
+cat >limited.yaml <<'YAML'
+run: long.yaml
+folder: limited
+points:
+  - {name: far, trainer.steps: 3000, run.time_limit: 1}
+launcher: {local: {ranks: 1, threads: 1}}
+YAML
+ends 0 'all 1 points are finished' "$scone" sweep limited.yaml
+[ "$(grep -c 'stopped by run.time_limit' limited/points/far/sweep.log)" -ge 1 ] || fail "the limit never came: $(cat limited/points/far/sweep.log)"
+[ "$(grep -c '^== .* train, attempt 1' limited/points/far/sweep.log)" -ge 2 ] || fail "the training was not gone on with: $(cat limited/points/far/sweep.log)"
+
 # A point that fails is tried again, shown, and keeps no other from its end.
 cat >failing.yaml <<'YAML'
 run: base.yaml
@@ -319,6 +331,19 @@ rm -r failing/points/bad
 ends 0 'all 2 points are finished' "$scone" sweep failing.yaml
 echo 'evaluate: {tokens: 500}' >>failing.yaml
 ends 2 'evaluate.tokens: 0 before, 500 now; remove failing/points/good/evaluation.json to do it again' "$scone" sweep failing.yaml
+
+# The study that is committed: its report comes from the small files alone.
+cp -r "$repository/docs/study/main" study
+finished=$(find study -name evaluation.json | wc -l)
+ends 0 'study/report.html' "$scone" sweep report study
+python3 - "$finished" <<'PYTHON'
+import csv, json, sys
+rows = [row for row in csv.DictReader(open("study/results.csv")) if row["perplexity"]]
+assert len(rows) == int(sys.argv[1]) >= 13, len(rows)
+for row in rows:
+    assert float(row["loss"]) == json.load(open(f"study/points/{row['name']}/evaluation.json"))["loss"], row
+    assert row["steps"] == "1832" and 1 <= float(row["training_flops_ratio"]) < 3, row
+PYTHON
 
 # Bad input, of which nothing may come.
 refused() {  # refused MESSAGE LINES: of a sweep with these lines

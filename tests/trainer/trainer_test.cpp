@@ -175,6 +175,29 @@ TEST(Trainer, ANotFiniteStepIsSkippedOrStops) {
   EXPECT_THROW(stopping.run(), std::runtime_error);
 }
 
+TEST(Trainer, SoManyBadStepsInARowEndTheRun) {
+  const TinyData data;
+  const auto self = make_self_communicator();
+  RunConfig config = data.run("run", 10);
+  config.trainer.bad_steps_in_a_row = 3;
+  config.checkpoint.every = 1;
+  std::filesystem::create_directories(config.run.folder);
+  Trainer trainer(config, cpu_backend(), *self);
+  trainer.train_step();
+  trainer.save_checkpoint();
+  const auto good = parameters_of(trainer);
+  Trainer resumed(config, cpu_backend(), *self);
+  ASSERT_EQ(parameters_of(resumed), good);
+  resumed.main_parameters().value(0).span<float>()[3 * 16] = std::numeric_limits<float>::infinity();
+  try {
+    resumed.run();
+    FAIL() << "ten bad steps were run";
+  } catch (const std::runtime_error& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("step 4: "));
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("3 bad steps in a row"));
+  }
+}
+
 TEST(Trainer, BakedAgreesWithLive) {
   const TinyData data;
   const auto self = make_self_communicator();
