@@ -31,7 +31,7 @@ struct NamedShape {
 };
 
 // gpt2-124m, -1.5b: Radford et al. 2019. scone-128m: arXiv 2502.01637, its 128M main model with an
-// f-gram model of 170M parameters, and that main model alone.
+// f-gram model of 176M parameters, and that main model alone.
 constexpr NamedShape kShapes[] = {
     {"gpt2-30m", 384, 6, 6, 0, 256, 50257},       {"gpt2-124m", 768, 12, 12, 0, 1024, 50257},
     {"gpt2-1.5b", 1600, 48, 25, 0, 1024, 50257},  {"main-128m", 1024, 6, 16, 0, 1024, 50257},

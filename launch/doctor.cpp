@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "launch/command.h"
-#include "launch/doctor_facts.h"
-#include "launch/doctor_findings.h"
-#include "launch/doctor_speed.h"
-#include "launch/doctor_versions.h"
+#include "launch/doctor/findings.h"
+#include "launch/doctor/rank_facts.h"
+#include "launch/doctor/speed.h"
+#include "launch/doctor/versions.h"
 #include "launch/session.h"
 #include "launch/slurm_job.h"
 #include "parallel/watchdog.h"

@@ -8,7 +8,7 @@
 namespace scone {
 
 void add_device_option(CLI::App& command, std::string& device) {
-  command.add_option("--device", device, "cpu, or cuda: each rank a GPU of its node")
+  command.add_option("--device", device, "cpu, or cuda: a GPU for each rank")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
 }

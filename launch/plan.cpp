@@ -210,8 +210,8 @@ void add_plan(CLI::App& app, Action& action) {
                       "Ranks of a node (default: the device's usual node, or all on this machine)");
   command
       ->add_option("--device", arguments->device,
-                   "h100, a100, or measured: this machine's cores, shared by the ranks, measured "
-                   "now; under mpirun with its all-reduce")
+                   "h100 or a100, for runs with compute.device=cuda; or measured: this machine's "
+                   "cores, shared by the ranks, measured now; under mpirun with its all-reduce")
       ->capture_default_str();
   command
       ->add_option("--batches", arguments->batches,

@@ -57,7 +57,7 @@ struct RunConfig {
   struct {
     Device device = Device::cpu;
     DType dtype = DType::fp32;
-    int threads = 0;  // of each rank; 0: this node's cores / ranks on it
+    int threads = 0;  // of each rank; 0: default_threads
     Recompute recompute = Recompute::none;
   } compute;
   struct {

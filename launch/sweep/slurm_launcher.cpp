@@ -174,7 +174,7 @@ fs::path Submission::script() const {
 }
 
 std::vector<std::string> Submission::options() const {
-  // All that array.sbatch asks for by itself is said here.
+  // What array.sbatch asks for by itself is said here, but for its time where the sweep has none.
   std::vector<std::string> options = {fmt::format("--nodes={}", slurm_.nodes),
                                       fmt::format("--ntasks={}", sweep_.ranks()),
                                       fmt::format("--ntasks-per-node={}", slurm_.ntasks_per_node),

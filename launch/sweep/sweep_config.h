@@ -65,7 +65,8 @@ struct LocalLauncher {
 };
 
 struct SlurmLauncher {
-  std::string account, partition, time;  // empty: Slurm's default
+  std::string account, partition;  // empty: Slurm's default
+  std::string time;                // empty: array.sbatch's
   int nodes = 1, ntasks_per_node = 1;
   int cpus_per_task = 1;
   int gpus_per_node = 0;             // 0: none asked for

@@ -1,4 +1,4 @@
-#include "launch/doctor_speed.h"
+#include "launch/doctor/speed.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "launch/doctor_facts.h"
-#include "launch/doctor_speed.h"
+#include "launch/doctor/rank_facts.h"
+#include "launch/doctor/speed.h"
 #include "launch/slurm_job.h"
 
 namespace scone {

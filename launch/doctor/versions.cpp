@@ -1,4 +1,4 @@
-#include "launch/doctor_versions.h"
+#include "launch/doctor/versions.h"
 
 #include <fmt/format.h>
 #include <hdf5.h>

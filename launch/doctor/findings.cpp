@@ -1,4 +1,4 @@
-#include "launch/doctor_findings.h"
+#include "launch/doctor/findings.h"
 
 #include <fmt/format.h>
 #include <strings.h>

@@ -1,4 +1,4 @@
-#include "launch/doctor_facts.h"
+#include "launch/doctor/rank_facts.h"
 
 #include <fmt/format.h>
 #include <omp.h>
