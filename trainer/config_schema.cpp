@@ -313,7 +313,8 @@ std::vector<ConfigField> make_fields() {
 
   SCONE_KEY(compute.device, "cpu, cuda");
   SCONE_KEY(compute.dtype, "fp32, or bf16 (weights and activations; fp32 values in the optimizer)");
-  SCONE_KEY(compute.threads, "of each rank; 0: OMP_NUM_THREADS, or its share of the cores it may use");
+  SCONE_KEY(compute.threads,
+            "of each rank; 0: OMP_NUM_THREADS, or its share of the cores it may use");
   SCONE_KEY(compute.recompute,
             "none, attention, block: what the main model's backward computes again");
 
