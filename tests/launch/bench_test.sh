@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
-documents 3 300 80 >text.jsonl
+documents 3 600 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1 >/dev/null
 "$scone" fgrams --data shards/train --output fgrams.h5 --size 400 --min-count 2 >/dev/null 2>&1
 cat >run.yaml <<'YAML'
@@ -22,7 +22,7 @@ bench() {
   python3 -c 'import json, sys
 result = json.loads(open("out").readlines()[-1])
 positive = lambda value: isinstance(value, (int, float)) and 0 < value < float("inf")
-assert eval(sys.argv[1]), result' "$check" || fail "$*: not so: $check"
+assert eval(f"({sys.argv[1]})"), result' "$check" || fail "$*: not so: $check"
 }
 
 bench '[row["shape"] for row in result["rows"]] == ["tiny", "tiny-scone"] and all(positive(row["tokens_per_second"])
@@ -35,10 +35,14 @@ bench 'result["ranks"] == 2 and all(positive(result[key]) for key in ("write_gb_
   "$mpirun" -np 2 "$scone" bench checkpoint --size 4M --rounds 1 --json
 bench 'set(result) >= {"collectives", "memory", "layouts", "sharing"} and all(result.values())' \
   "$mpirun" -np 2 "$scone" bench parallel run.yaml --batch-tokens 512 --rounds 1 --json
-bench 'all(positive(row["seconds"]) for row in result["stores"])' \
+bench 'result["fgrams"] == 400 and set(result["lookups"]) >= {"ram", "mmap"}
+  and all(positive(speed) for speed in result["lookups"]["ram"]["warm"].values())' \
   "$scone" bench table fgrams.h5 --data shards/train --size 400 --width 16 --lookups 500 --cold-lookups 100 --rounds 1 --json
-bench 'bool(result)' \
-  "$scone" bench data shards/train --memory 64M --fgrams 400 --min-count 2 --rounds 1 --json
+# Counting wants 10M tokens.
+bench 'set(result) == {"matching", "reading"} and all(positive(row["tokens_per_second"]) for row in result["matching"]["rows"])' \
+  "$scone" bench data shards/train --parts matching,reading --fgrams 400 --rounds 1 --json
+bench 'result["tokenizing"]["documents"] == 600 and result["tokenizing"]["scone_threads"]["same_ids"]' \
+  "$scone" bench data --text text.jsonl --tokenizer shards/tokenizer.model --rounds 1 --json
 ends 2 "give token shards, or --text with --tokenizer" "$scone" bench data
 [ -z "$(find . -newer run.yaml -name '*.partial')" ] || fail "files were left behind: $(find . -newer run.yaml)"
 echo "every part of scone bench runs"

@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 job= second=
-trap 'kill -9 $job $second 2>/dev/null; rm -rf "$folder"' EXIT
+trap 'kill -9 $job $second 2>/dev/null || true; rm -rf "$folder"' EXIT
 
 documents 13 100 80 >text.jsonl
 "$scone" tokenize --input text.jsonl --output shards --train-tokenizer 301 --validation-fraction 0.1

@@ -170,7 +170,7 @@ cp one/tokenizer.model inside/
 "$scone" tokenize --input files --output inside --tokenizer inside/tokenizer.model >/dev/null
 # Ended between the list and its shards, a folder is not taken for whole.
 mv inside/train/shard-00000.h5 .
-ends 2 'scone: error: inside/train' "$scone" fgrams --data inside/train --output x.h5
+ends 2 'scone: error: inside/train' "$scone" fgrams --data inside/train --output x.h5 --size 10
 # A disk that takes no more than 16 KB a file: refused, and an earlier result stays as it was. (mpirun itself, and MPI's
 # memory shared between processes, need larger files.)
 cat >small_disk <<'SH'
