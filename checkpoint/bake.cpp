@@ -17,6 +17,7 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/table/table_index.h"
 #include "checkpoint/table_files.h"
+#include "checkpoint/unfinished_folder.h"
 #include "data/tokenizer.h"
 #include "model/main_model.h"
 #include "parallel/error.h"
@@ -120,16 +121,16 @@ std::int64_t allocated_bytes(const fs::path& folder) {
   return bytes;
 }
 
-/// Makes the temporary folder with the files of the rows, or finds them there. Returns whether
-/// something else's was removed.
-bool prepare_folder(const fs::path& folder, const TableLayout& layout, std::int64_t other_bytes,
-                    const nlohmann::json& identity) {
+/// Makes the files of the rows, or finds them there. Returns whether something else's were removed.
+bool prepare_folder(const UnfinishedFolder& unfinished, const TableLayout& layout,
+                    std::int64_t other_bytes, const nlohmann::json& identity) {
+  const fs::path& folder = unfinished.path();
   if (BakeJournal::continues(folder, identity)) {
     require_free_space(folder, layout.bytes() + other_bytes - allocated_bytes(folder));
     return false;
   }
   const bool foreign = BakeJournal::exists(folder);
-  make_unfinished_folder(folder);
+  unfinished.clear();
   require_free_space(folder, layout.bytes() + other_bytes);
   TableFiles::create(folder, layout);
   BakeJournal::begin(folder, identity);
@@ -155,10 +156,10 @@ std::int64_t bake_rows(const ModelSource& source, const FgramVocabulary& vocabul
 
 /// Puts the finished bundle in its place. Returns a warning where a crash of the machine may undo
 /// that. Throws as publish_folder; the bake is then as it was, to go on with.
-std::string publish(const BundleTarget& target) {
+std::string publish(const UnfinishedFolder& folder, const BundleTarget& target) {
   std::string warning;
   try {
-    target.publish();
+    folder.publish(target.bundle, target.aside);
   } catch (const NotSyncedError& error) {
     warning = error.what();
   }
@@ -218,15 +219,18 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
   }
 
   ranks.barrier();  // a rank that cannot read the model ends all before anything is written
+  std::optional<UnfinishedFolder> unfinished;  // of the first rank
+  if (root) unfinished.emplace(temporary);
   try {
     if (root) {
       const std::int64_t other_bytes =
           4 * main_parameters.elements() + kMostIndexBytes * layout.rows;
       if (has_table) {
-        result.started_anew = prepare_folder(
-            temporary, layout, other_bytes, identity_of(source, layout, options, backend.device()));
+        result.started_anew =
+            prepare_folder(*unfinished, layout, other_bytes,
+                           identity_of(source, layout, options, backend.device()));
       } else {
-        make_unfinished_folder(temporary);
+        unfinished->clear();
         require_free_space(temporary, other_bytes);
       }
     }
@@ -241,13 +245,11 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
       write_rest(temporary, source, *tokenizer, main_parameters, vocabulary.get(), layout,
                  row_files);
       if (has_table) result.index_bytes = file_bytes(temporary / kTableIndexFile);
-      result.warning = publish(target);
+      result.warning = publish(*unfinished, target);
     }
     ranks.barrier();
   } catch (const std::exception& error) {
-    std::error_code ignored;
-    if (root && is_unfinished_folder(temporary) && BakeJournal::finished(temporary).empty())
-      fs::remove_all(temporary, ignored);
+    if (unfinished && BakeJournal::finished(temporary).empty()) unfinished->remove();
     if (!BakeJournal::exists(temporary)) throw;
     const std::string message = fmt::format(
         "{}; the rows that are finished stay in {}, and the same bake goes on from there",

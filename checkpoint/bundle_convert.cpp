@@ -21,6 +21,7 @@
 #include "checkpoint/file_checksum.h"
 #include "checkpoint/table/raw_file.h"
 #include "checkpoint/table_files.h"
+#include "checkpoint/unfinished_folder.h"
 #include "data/fgram_file.h"
 #include "parallel/error.h"
 
@@ -363,13 +364,13 @@ ConvertResult convert_bundle(const ConvertOptions& options, const BakeProgressRe
   result.rows = to.rows;
   result.width = to.width;
   result.table_bytes = to.bytes();
-  make_unfinished_folder(target.temporary);
+  const UnfinishedFolder folder(target.temporary);
+  folder.clear();
   try {
-    result.index_bytes = make_bundle(source, fgrams, to, target.temporary, report);
-    target.publish();
+    result.index_bytes = make_bundle(source, fgrams, to, folder.path(), report);
+    folder.publish(target.bundle, target.aside);
   } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(target.temporary, ignored);
+    folder.remove();
     throw;
   }
   result.seconds =

@@ -5,13 +5,13 @@
 #include <memory>
 #include <system_error>
 
-#include "checkpoint/bundle_target.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/durable_file.h"
 #include "checkpoint/export_names.h"
 #include "checkpoint/model_source.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/unfinished_folder.h"
 #include "model/fgram_model.h"
 #include "model/main_model.h"
 #include "parallel/json_field.h"
@@ -131,7 +131,8 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   const fs::path target = fs::absolute(folder).lexically_normal();
   const fs::path normal = target.filename().empty() ? target.parent_path() : target;
   const fs::path temporary = normal.string() + ".tmp";
-  make_unfinished_folder(temporary);
+  const UnfinishedFolder unfinished(temporary);
+  unfinished.clear();
   try {
     const std::string tokenizer_name =
         tokenizer->file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
@@ -156,10 +157,9 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
         describe_files(temporary, names));
     write_text_durably(temporary / kConfigFile, json.dump(2) + "\n");
     sync_path(temporary);
-    publish_unfinished_folder(temporary, normal, normal.string() + ".old.tmp");
+    unfinished.publish(normal, normal.string() + ".old.tmp");
   } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
+    unfinished.remove();
     throw;
   }
   return result;

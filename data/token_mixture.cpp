@@ -13,6 +13,7 @@
 namespace scone {
 namespace {
 
+constexpr double kMostWeight = 1e12;
 /// Keeps the permutations of rounds apart from those of epochs.
 constexpr std::uint64_t kRoundSeed = 0x524F554E44U;
 
@@ -48,6 +49,9 @@ TokenMixture::TokenMixture(const std::vector<Part>& parts) : parts_(parts) {
     if (!(part.weight > 0) || !std::isfinite(part.weight))
       throw InputError(
           fmt::format("{}: expected a weight above 0, found {}", part.name, part.weight));
+    if (part.weight > kMostWeight)
+      throw InputError(fmt::format("{}: expected a weight of at most {}, found {}", part.name,
+                                   kMostWeight, part.weight));
     weights.push_back(part.weight);
     const TokenCorpus& first = *parts.front().corpus;
     if (part.corpus->tokenizer_fingerprint() != first.tokenizer_fingerprint() ||

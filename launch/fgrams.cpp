@@ -2,8 +2,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -122,15 +124,11 @@ void check_output(const std::filesystem::path& output) {
         "--output {}: exists and is no f-gram vocabulary, so it is not replaced; give another name",
         output.string()));
   }
-  std::filesystem::path probe = output;
-  probe += ".partial";
-  std::FILE* file = std::fopen(probe.c_str(), "wb");
-  if (!file) {
-    throw InputError(fmt::format("--output {}: the folder cannot be written to; give another one",
-                                 output.string()));
+  if (::access(folder.c_str(), W_OK) != 0) {
+    throw InputError(
+        fmt::format("--output {}: the folder cannot be written to: {}; give another one",
+                    output.string(), std::strerror(errno)));
   }
-  std::fclose(file);
-  std::filesystem::remove(probe);
 }
 
 nlohmann::json by_length(const std::vector<std::int64_t>& counts) {

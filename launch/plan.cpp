@@ -22,6 +22,7 @@ namespace {
 constexpr std::size_t kShownGrids = 10;
 constexpr int kMostSurveyedRanks = 64;  // each is a thread
 constexpr int kMostRanks = 1 << 20;
+constexpr double kMostNodesPerToken = 100;
 constexpr int kUsualMaxLength = 5;  // of `scone fgrams`
 
 struct Arguments {
@@ -50,15 +51,28 @@ void check(const Arguments& arguments) {
     refuse("--ranks", fmt::format("1 to {}", kMostRanks), arguments.ranks);
   if (arguments.gpus_per_node < 0) refuse("--gpus-per-node", "at least 1", arguments.gpus_per_node);
   if (arguments.batches < 1) refuse("--batches", "at least 1", arguments.batches);
-  if (arguments.nodes_per_token != -1 && !(arguments.nodes_per_token > 0))
-    refuse("--nodes-per-token", "a number above 0", arguments.nodes_per_token);
+  if (arguments.nodes_per_token != -1 &&
+      !(arguments.nodes_per_token > 0 && arguments.nodes_per_token <= kMostNodesPerToken))
+    refuse("--nodes-per-token", fmt::format("a number above 0 and at most {}", kMostNodesPerToken),
+           arguments.nodes_per_token);
+}
+
+/// Fails where a chunk of the f-gram model is no f-gram long, as a run does.
+void check_chunks(const ModelConfig& model) {
+  if (model.fgram_chunk_nodes < model.fgram.context)
+    throw InputError(
+        fmt::format("model.fgram.chunk_nodes is {}; expected at least the longest f-gram, {}",
+                    model.fgram_chunk_nodes, model.fgram.context));
 }
 
 /// From the data that the run names.
 PlannedData survey(const Arguments& arguments, RunConfig& config) {
   const RunData data = open_run_data(config);
   PlannedData planned;
-  if (data.vocabulary) planned.vocabulary = vocabulary_bytes(*data.vocabulary);
+  if (data.vocabulary) {
+    check_chunks(config.model);
+    planned.vocabulary = vocabulary_bytes(*data.vocabulary);
+  }
   if (arguments.nodes_per_token > 0) {
     planned.load = estimate_fgrams(config, arguments.ranks, arguments.nodes_per_token);
   } else if (arguments.ranks <= kMostSurveyedRanks) {
@@ -115,11 +129,14 @@ std::optional<ReportedNodes> read_report(const RunConfig& config) {
 /// From the options and the vocabulary's report, where the data are not there.
 PlannedData assume(const Arguments& arguments, RunConfig& config) {
   const bool has_fgrams = config.model.fgram.layers > 0;
-  if (arguments.vocabulary_size.empty())
+  if (arguments.vocabulary_size.empty()) {
+    const bool no_data = !all_exist(config.data.train);
     throw InputError(
-        fmt::format("data.train: {} is not there, so the number of tokens is not known; give "
-                    "--vocabulary-size, or data",
-                    config.data.train.front()));
+        fmt::format("{}: {} is not there, so the data are not read and the number of tokens is not "
+                    "known; give --vocabulary-size, or what is missing",
+                    no_data ? "data.train" : "fgrams.vocabulary",
+                    no_data ? config.data.train.front() : config.fgrams.vocabulary));
+  }
   config.model.vocabulary_size = parse_size_option("--vocabulary-size", arguments.vocabulary_size);
   if (config.model.vocabulary_size < 1)
     throw InputError("--vocabulary-size: expected at least 1, found 0");
@@ -145,6 +162,7 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
                     config.fgrams.vocabulary));
   config.model.fgram.context =
       config.fgrams.max_length > 0 ? config.fgrams.max_length : kUsualMaxLength;
+  check_chunks(config.model);
   planned.vocabulary = vocabulary_bytes(fgrams, config.model.vocabulary_size);
   planned.load = estimate_fgrams(config, arguments.ranks, nodes_per_token);
   return planned;

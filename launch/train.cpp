@@ -232,7 +232,7 @@ void add_train(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "train",
       "Train a SCONE model, or a plain baseline. Alone or under mpirun. Resumes by itself "
-      "where run.folder holds a checkpoint. SIGTERM and SIGUSR1: save, then exit 75.");
+      "where run.folder holds a checkpoint. SIGTERM, SIGUSR1 and ctrl-C: save, then exit 75.");
   command->add_option("run", arguments->file, "Run configuration, YAML")->required();
   command->add_option("overrides", arguments->overrides, "key=value .. in place of the file's");
   command->add_flag("--print-config", arguments->print_config,

@@ -44,7 +44,7 @@ EvaluationResult evaluate(const TokenCorpus& corpus, const FgramMatcher* matcher
   const auto start = std::chrono::steady_clock::now();
   const std::int64_t ranks = grid.data_size(), length = options.sequence_length;
   std::int64_t samples = (corpus.tokens() - 1 + length - 1) / length;
-  if (options.tokens > 0) samples = std::min(samples, (options.tokens + length - 1) / length);
+  if (options.tokens > 0) samples = std::min(samples, (options.tokens - 1) / length + 1);
   const std::int64_t lookup_sequences =
       std::clamp<std::int64_t>((samples + ranks - 1) / ranks, 1, most_lookup_sequences);
   const std::int64_t batch_sequences = lookup_sequences * ranks;

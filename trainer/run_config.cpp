@@ -18,6 +18,7 @@ namespace scone {
 namespace {
 
 constexpr int most_threads = 1024;
+constexpr std::int64_t most_prefetch = 1024;  // batches
 
 /// Reads the keys that a file and overrides give, and remembers where each was given.
 class ConfigReader {
@@ -286,11 +287,11 @@ void check_optimizer(const ConfigReader& reader) {
   check(optimizer.peak_lr > 0, "peak_lr", "a number above 0", text(optimizer.peak_lr));
   check(optimizer.fgram_lr_ratio > 0, "fgram_lr_ratio", "a number above 0",
         text(optimizer.fgram_lr_ratio));
-  check(
-      optimizer.betas.size() == 2 && std::all_of(optimizer.betas.begin(), optimizer.betas.end(),
-                                                 [](double beta) { return beta >= 0 && beta < 1; }),
-      "betas", "two numbers of at least 0 and below 1",
-      find_config_field("optimizer.betas")->print(reader.config));
+  check(optimizer.betas.size() == 2 &&
+            std::all_of(optimizer.betas.begin(), optimizer.betas.end(),
+                        [](double beta) { return beta >= 0 && static_cast<float>(beta) < 1; }),
+        "betas", "two numbers of at least 0 and below 1",
+        find_config_field("optimizer.betas")->print(reader.config));
   check(optimizer.epsilon > 0, "epsilon", "a number above 0", text(optimizer.epsilon));
   check(optimizer.weight_decay >= 0, "weight_decay", "at least 0", text(optimizer.weight_decay));
   check(optimizer.clip >= 0, "clip", "at least 0", text(optimizer.clip));
@@ -356,6 +357,9 @@ void validate(const ConfigReader& reader, int ranks, RunsOn runs_on) {
   };
   at_least_one("model.fgram.chunk_nodes", config.model.fgram_chunk_nodes);
   at_least_one("data.prefetch", config.data.prefetch);
+  if (config.data.prefetch > most_prefetch)
+    reader.fail("data.prefetch", fmt::format("expected at most {} batches, found {}", most_prefetch,
+                                             config.data.prefetch));
   at_least_one("parallel.bucket_elements", config.parallel.bucket_elements);
   if (config.parallel.timeout < 0)
     reader.fail("parallel.timeout",

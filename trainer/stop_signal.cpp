@@ -37,17 +37,28 @@ void on_signal(int signal) {
   }
 }
 
+constexpr int kSignals[] = {SIGTERM, SIGUSR1, SIGINT};
+
+/// Those of kSignals that are taken.
 sigset_t stop_signals() {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGUSR1);
+  for (const int signal : kSignals) {
+    struct sigaction action {};
+    sigaction(signal, nullptr, &action);
+    if (signal != SIGINT || action.sa_handler != SIG_IGN) sigaddset(&set, signal);
+  }
   return set;
 }
 
+/// Gives the signals of a set a handler.
+void handle(const sigset_t& set, void (*handler)(int)) {
+  for (const int signal : kSignals)
+    if (sigismember(&set, signal) == 1) std::signal(signal, handler);
+}
+
 /// Takes the signals until it is asked to stop.
-void wait_for_signals(const std::stop_token& stop) {
-  const sigset_t set = stop_signals();
+void wait_for_signals(const std::stop_token& stop, const sigset_t& set) {
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   std::mutex mutex;
   std::condition_variable_any asked;
@@ -57,22 +68,17 @@ void wait_for_signals(const std::stop_token& stop) {
 
 }  // namespace
 
-StopSignal::StopSignal() {
+StopSignal::StopSignal() : signals_(stop_signals()) {
   received_signal = 0;
   received_at = 0;
-  const sigset_t set = stop_signals();
-  pthread_sigmask(SIG_BLOCK, &set, &mask_before_);
-  std::signal(SIGTERM, on_signal);
-  std::signal(SIGUSR1, on_signal);
-  taker_ = std::jthread(wait_for_signals);
+  pthread_sigmask(SIG_BLOCK, &signals_, &mask_before_);
+  handle(signals_, on_signal);
+  taker_ = std::jthread(wait_for_signals, signals_);
 }
 
 StopSignal::~StopSignal() {
   taker_ = std::jthread();  // has ended: what is sent from here on waits for the mask
-  if (received_signal == 0) {
-    std::signal(SIGTERM, SIG_DFL);
-    std::signal(SIGUSR1, SIG_DFL);
-  }
+  if (received_signal == 0) handle(signals_, SIG_DFL);
   pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
 }
 

@@ -329,6 +329,7 @@ TrainingResult Trainer::run_steps() {
   TrainingResult result;
   double step_seconds = 0;
   std::int64_t saved_step = first_step;
+  bool save_is_due = false;
   auto due = [&](std::int64_t every) {
     return step_ == total || (every > 0 && step_ % every == 0);
   };
@@ -361,8 +362,12 @@ TrainingResult Trainer::run_steps() {
     }
     // One more save would take about as long as the steps that it kept.
     if (stop_requested_ && step_ < total && finish_save_under_way()) break;
-    if (due(config_.checkpoint.every) || stop_requested_) {
+    // After a bad step once a good one has followed: checkpoints of a run that has gone wrong would
+    // take the place of those before.
+    save_is_due = save_is_due || due(config_.checkpoint.every);
+    if ((save_is_due && (bad_steps_.in_a_row() == 0 || step_ == total)) || stop_requested_) {
       save_checkpoint();
+      save_is_due = false;
       saved_step = step_;
       if (!stop_requested_ && step_ < total && agree_on_stop()) {  // no step, and save, more
         stop_requested_ = true;

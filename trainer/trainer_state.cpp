@@ -130,8 +130,8 @@ bool Trainer::last_save_is_good() {
 void Trainer::finish_checkpoint() {
   if (!last_save_is_good())
     throw std::runtime_error(fmt::format(
-        "the last checkpoint was not saved: {}; the one before it is whole, start again to go on "
-        "from it",
+        "the last checkpoint was not saved: {}; start again, to go on from the one before it where "
+        "there is one",
         save_error_));
 }
 

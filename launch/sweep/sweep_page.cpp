@@ -63,6 +63,11 @@ std::string series_name(const PointResult& result, const std::vector<std::string
   return name.empty() ? "all" : name;
 }
 
+/// A finished run's may be beyond any number.
+bool has_perplexity(const PointResult* result) {
+  return result->finished() && result->perplexity.has_value();
+}
+
 /// A plot of perplexity: a mark a finished point, a line through the means of each series.
 /// along_x: prefixes of the keys that x stands for; the other axes make the series.
 Plot scatter(const SweepResults& results, const std::string& id, const std::string& x_label,
@@ -75,7 +80,7 @@ Plot scatter(const SweepResults& results, const std::string& id, const std::stri
   plot.log_x = true;
   std::vector<std::pair<std::string, std::map<double, std::vector<double>>>> means;
   for (const SettingResult& setting : results.settings()) {
-    if (!setting.runs.front()->finished()) continue;
+    if (std::none_of(setting.runs.begin(), setting.runs.end(), has_perplexity)) continue;
     const std::string name = series_name(*setting.runs.front(), along_x);
     auto at = std::find_if(plot.series.begin(), plot.series.end(),
                            [&](const PlotSeries& series) { return series.name == name; });
@@ -86,7 +91,7 @@ Plot scatter(const SweepResults& results, const std::string& id, const std::stri
     }
     double sum_x = 0, sum_y = 0, runs = 0;
     for (const PointResult* run : setting.runs) {
-      if (!run->finished()) continue;
+      if (!has_perplexity(run)) continue;
       const double x = x_of(*run), y = *run->perplexity;
       at->marks.push_back(
           {x, y, fmt::format("{}: perplexity {:.3f} at {}", run->point.name, y, short_count(x))});
@@ -231,11 +236,12 @@ std::string make_page(const SweepResults& results, const std::string& sweep_file
   for (const PointResult& point : results.points) {
     if (!point.finished()) continue;
     ++finished;
+    if (!has_perplexity(&point)) continue;
     if (best == nullptr || *point.loss < *best->loss) best = &point;
   }
   const auto count = [](std::int64_t value) { return static_cast<double>(value); };
   std::string plots;
-  if (finished > 0) {
+  if (best != nullptr) {
     plots +=
         figure("Perplexity against the number of f-grams",
                scatter(results, "fgrams", "f-grams", {"fgrams.size", "fgrams.vocabulary"},

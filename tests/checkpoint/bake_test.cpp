@@ -13,6 +13,7 @@
 
 #include "checkpoint/bake_blocks.h"
 #include "checkpoint/bundle.h"
+#include "checkpoint/unfinished_folder.h"
 #include "data/fgram_trie.h"
 #include "model/ops/ops.h"
 #include "parallel/error.h"
@@ -329,6 +330,29 @@ TEST(Bake, RefusesAndLeavesNothingHalfWritten) {
   EXPECT_THROW(bake_bundle(options, cpu_backend(), *self), InputError);
   EXPECT_FALSE(fs::exists(folder.path() / "other"));
   EXPECT_FALSE(fs::exists(folder.path() / "other.tmp"));
+}
+
+// Each would publish rows of the other's.
+TEST(Bake, TwoIntoOneFolderAreRefused) {
+  const TemporaryFolder folder;
+  const TinyRun run(folder.path());
+  const fs::path bundle = folder.path() / "bundle", temporary = folder.path() / "bundle.tmp";
+  {
+    const UnfinishedFolder other(temporary);
+    std::ofstream(temporary / "rows").put('x');
+    try {
+      bake(run, bundle);
+      ADD_FAILURE() << "two bakes into one folder";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("another scone makes it now"));
+    }
+    EXPECT_TRUE(fs::exists(temporary / "rows"));
+    EXPECT_FALSE(fs::exists(bundle));
+  }
+  bake(run, bundle);  // of one that was killed
+  EXPECT_TRUE(bundle_problems(bundle).empty());
+  EXPECT_FALSE(fs::exists(temporary));
+  EXPECT_FALSE(fs::exists(bundle / ".unfinished") || fs::exists(bundle / "rows"));
 }
 
 TEST(Bake, ABaselineHasNoTable) {

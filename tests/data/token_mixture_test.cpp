@@ -122,6 +122,8 @@ TEST_F(TokenMixtureTest, FingerprintTellsCorporaAndWeights) {
 
 TEST_F(TokenMixtureTest, RefusesWhatCannotBeMixed) {
   EXPECT_THAT(error_of({{small_.get(), 1, "a"}, {large_.get(), 0, "b"}}), HasSubstr("b: expected"));
+  EXPECT_THAT(error_of({{small_.get(), 1e308, "a"}, {large_.get(), 1e308, "b"}}),
+              HasSubstr("a: expected a weight of at most 1"));
   EXPECT_THAT(error_of({{small_.get(), 1e-6, "tiny"}, {large_.get(), 1, "b"}}),
               HasSubstr("tiny: a weight of 1e-06"));
   const auto foreign = corpus_of(folder_, "foreign.h5", 100, "4567");

@@ -77,11 +77,13 @@ stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(j
 cmp bundle/table/rows-00000.bin bundle-alone/table/rows-00000.bin
 refuses "exists" "$scone" bake one --out bundle
 "$scone" eval one --data shards/validation --json | tail -n 1 >live.json
+"$scone" eval one --data shards/validation --tokens 9223372036854775807 --json | tail -n 1 >all.json
 "$mpirun" -np 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
 python3 - <<'PYTHON'
 import json
 live, baked = json.load(open("live.json")), json.load(open("baked.json"))
 print(f"live {live['loss']:.9f}, baked {baked['loss']:.9f}")
+assert json.load(open("all.json"))["tokens"] == live["tokens"], "--tokens beyond all"
 assert live["rows"] == "live" and baked["rows"] == "table", (live, baked)
 assert live["matched"] == baked["matched"] > live["tokens"] / 2, (live, baked)
 assert abs(live["loss"] / baked["loss"] - 1) < 1e-6, (live, baked)

@@ -101,4 +101,8 @@ refused "give --nodes-per-token" run.yaml fgrams.vocabulary=nowhere.h5 --ranks 1
 refused "give --fgrams" run.yaml fgrams.vocabulary=nowhere.h5 --ranks 1 --vocabulary-size 301 --nodes-per-token 1
 refused "leave them out" run.yaml --ranks 1 --vocabulary-size 301
 refused "--nodes-per-token: expected" run.yaml --ranks 1 --nodes-per-token 0
+refused "--nodes-per-token: expected a number above 0 and at most 100" run.yaml --ranks 1 --nodes-per-token 1e300
+refused "model.fgram.chunk_nodes is 2; expected at least the longest f-gram" run.yaml --ranks 1 model.fgram.chunk_nodes=2
+refused "model.fgram.chunk_nodes is 2; expected at least the longest f-gram" run.yaml --ranks 1 model.fgram.chunk_nodes=2 \
+  data.train=nowhere --vocabulary-size 301 --nodes-per-token 1 --fgrams 400
 echo "scone plan: predicted and measured agree"

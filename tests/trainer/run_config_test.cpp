@@ -211,6 +211,9 @@ TEST_F(RunConfigTest, ImpossibleCombinationsNameTheMend) {
   EXPECT_THAT(override_error("fgrams.vocabulary=f.h5"), HasSubstr("model.fgram.layers is 0"));
   EXPECT_THAT(override_error("optimizer.betas=[0.9]"), HasSubstr("expected two numbers"));
   EXPECT_THAT(override_error("optimizer.betas=[0.9, 1]"), HasSubstr("found [0.9, 1]"));
+  // 1 as a float, in which the optimizer computes.
+  EXPECT_THAT(override_error("optimizer.betas=[0.9, 0.9999999999]"), HasSubstr("expected two"));
+  EXPECT_THAT(override_error("data.prefetch=1025"), HasSubstr("expected at most 1024 batches"));
   EXPECT_THAT(override_error("optimizer.peak_lr=0"), HasSubstr("above 0, found 0"));
   EXPECT_THAT(override_error("optimizer.final_lr_ratio=1.5"), HasSubstr("from 0 to 1"));
   EXPECT_THAT(override_error("optimizer.fgram_lr_ratio=0"), HasSubstr("above 0"));

@@ -35,7 +35,8 @@ bool is_blocked(int signal) {
 }
 
 TEST(StopSignal, SetsTheFlagAndTheSecondEndsTheProcess) {
-  for (const int signal : {SIGTERM, SIGUSR1}) {
+  std::signal(SIGINT, SIG_DFL);
+  for (const int signal : {SIGTERM, SIGUSR1, SIGINT}) {
     const StopSignal stop;
     EXPECT_EQ(stop.received(), 0);
     send_to_process(signal);
@@ -52,6 +53,18 @@ TEST(StopSignal, SetsTheFlagAndTheSecondEndsTheProcess) {
   };
   testing::GTEST_FLAG(death_test_style) = "threadsafe";
   EXPECT_EXIT(twice(), testing::KilledBySignal(SIGTERM), "");
+}
+
+// A shell's background job ignores ctrl-C, which is for the foreground.
+TEST(StopSignal, LeavesAnIgnoredInterruptIgnored) {
+  std::signal(SIGINT, SIG_IGN);
+  {
+    const StopSignal stop;
+    send_to_process(SIGINT);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ(stop.received(), 0);
+  }
+  EXPECT_EQ(std::signal(SIGINT, SIG_DFL), SIG_IGN);
 }
 
 TEST(StopSignal, OfSeveralWithinAMomentIsOneStop) {

@@ -196,6 +196,8 @@ TEST(Trainer, SoManyBadStepsInARowEndTheRun) {
     EXPECT_THAT(error.what(), ::testing::HasSubstr("step 4: "));
     EXPECT_THAT(error.what(), ::testing::HasSubstr("3 bad steps in a row"));
   }
+  // What was saved before is not replaced by checkpoints of bad steps.
+  EXPECT_EQ(read_manifest(find_checkpoint(config.run.folder).value()).step, 1);
 }
 
 TEST(Trainer, BakedAgreesWithLive) {

@@ -1,10 +1,12 @@
 #include "launch/sweep/sweep_results.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
 
+#include "launch/sweep/sweep_page.h"
 #include "temporary_folder.h"
 
 namespace scone {
@@ -62,6 +64,18 @@ TEST(SweepResults, SpeedIsThatOfTheMedianStep) {
   const SweepResults results = read_results(folder.path(), read_sweep_record(folder.path()));
   EXPECT_DOUBLE_EQ(results.points.front().tokens_per_second, 200.0);
   EXPECT_DOUBLE_EQ(results.points.front().training_seconds, 919.5);
+}
+
+// e^800 is no number of JSON: its run is counted, and in no plot.
+TEST(SweepResults, APerplexityBeyondNumbersIsInNoPlot) {
+  const TemporaryFolder folder;
+  write_point(folder.path(), 1);
+  std::ofstream(folder.path() / "points" / "a" / "evaluation.json")
+      << R"({"loss": 800.0, "perplexity": null, "bits_per_byte": 1154.0})";
+  const SweepResults results = read_results(folder.path(), read_sweep_record(folder.path()));
+  const std::string page = make_page(results, "");
+  EXPECT_THAT(page, testing::HasSubstr("1 of 1 runs are finished"));
+  EXPECT_THAT(page, testing::Not(testing::HasSubstr("perplexity 800")));
 }
 
 // A sweep whose file has other points than its folder's sweep.json knows what it has finished.
