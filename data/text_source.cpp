@@ -26,16 +26,26 @@ bool holds_json_lines(fs::path path) {
 
 bool is_hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
 
-/// Regular files of the folder at any depth, ordered by their paths' bytes.
+/// Regular files of the folder at any depth, links followed, ordered by their paths' bytes.
 std::vector<fs::path> files_of_folder(const fs::path& folder) {
   std::vector<fs::path> files;
   std::error_code error;
-  for (auto at = fs::recursive_directory_iterator(folder, error); !error && at != fs::end(at);
-       at.increment(error)) {
+  const auto links = fs::directory_options::follow_directory_symlink;
+  for (auto at = fs::recursive_directory_iterator(folder, links, error);
+       !error && at != fs::end(at); at.increment(error)) {
+    std::error_code of_entry;
+    const fs::file_type type = at->status(of_entry).type();
     if (is_hidden(at->path())) {
-      if (at->is_directory()) at.disable_recursion_pending();
-    } else if (at->is_regular_file()) {
+      if (type == fs::file_type::directory) at.disable_recursion_pending();
+    } else if (type == fs::file_type::regular) {
       files.push_back(at->path());
+    } else if (type == fs::file_type::not_found) {
+      throw InputError(
+          fmt::format("--input {}: {}: a link to what is not there; remove it, or mend it",
+                      folder.string(), at->path().string()));
+    } else if (of_entry) {
+      error = of_entry;
+      break;
     }
   }
   if (error) {

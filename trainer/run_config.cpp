@@ -46,6 +46,7 @@ class ConfigReader {
   void set(const ConfigField& field, const YAML::Node& value, const std::string& where);
 
   std::string file_;
+  std::map<std::string, int> lines_;           // of keys in the file, to find one given twice
   std::map<std::string, std::string> places_;  // key -> "file:line" or the command line
 };
 
@@ -65,13 +66,12 @@ void ConfigReader::set(const ConfigField& field, const YAML::Node& value,
 }
 
 void ConfigReader::read_section(const YAML::Node& section, const std::string& prefix) {
-  std::map<std::string, int> lines;  // of this section's keys, to find one given twice
   for (const auto& entry : section) {
     const std::string where = place(entry.first.Mark());
     if (!entry.first.IsScalar())
       throw InputError(fmt::format("{}: expected a key, found a list or section", where));
     const std::string key = prefix + entry.first.Scalar();
-    const auto [first, is_new] = lines.emplace(key, entry.first.Mark().line + 1);
+    const auto [first, is_new] = lines_.emplace(key, entry.first.Mark().line + 1);
     if (!is_new)
       throw InputError(fmt::format("{}: {}: given twice, first in line {}; remove one", where, key,
                                    first->second));
@@ -96,12 +96,16 @@ void ConfigReader::read_file() {
   if (!stream || std::filesystem::is_directory(file_, error))
     throw InputError(fmt::format("{}: cannot be read; give the path of a YAML file", file_));
   const std::string text{std::istreambuf_iterator<char>(stream), {}};
-  YAML::Node root;
+  std::vector<YAML::Node> documents;
   try {
-    root = YAML::Load(text);
+    documents = YAML::LoadAll(text);
   } catch (const YAML::Exception& exception) {
     throw InputError(fmt::format("{}: not valid YAML: {}", place(exception.mark), exception.msg));
   }
+  if (documents.size() > 1)
+    throw InputError(fmt::format("{}: a second document, after ---, would not be read; remove it",
+                                 place(documents[1].Mark())));
+  const YAML::Node root = documents.empty() ? YAML::Node() : documents.front();
   if (!root.IsMap())
     throw InputError(fmt::format("{}: expected sections of keys (run, data, model, ..), found {}",
                                  file_, root.IsNull() ? "an empty file" : "something else"));

@@ -123,6 +123,20 @@ TEST(TextSource, ReadsFoldersFilesAndJsonLines) {
   EXPECT_DOUBLE_EQ(source.progress(), 1);
 }
 
+TEST(TextSource, FollowsLinksAndTellsOfThoseToNothing) {
+  const TemporaryFolder folder;
+  write_file(folder / "in/a.txt", "in the folder");
+  write_file(folder / "outside/b.txt", "behind a link");
+  std::filesystem::create_directory_symlink("../outside", folder / "in/more");
+  EXPECT_EQ(documents_of({folder / "in"}),
+            (std::vector<std::string>{"in the folder", "behind a link"}));
+  std::filesystem::create_symlink("nowhere", folder / "in/dangling");
+  EXPECT_THAT(error_of(folder / "in"), HasSubstr("in/dangling: a link to what is not there"));
+  std::filesystem::remove(folder / "in/dangling");
+  std::filesystem::create_directory_symlink("..", folder / "in/round");
+  EXPECT_THAT(error_of(folder / "in"), HasSubstr("Too many levels of symbolic links"));
+}
+
 TEST(TextSource, DecompressesMembersAndFrames) {
   const TemporaryFolder folder;
   const std::string text = long_text(3'500'000);  // several buffers

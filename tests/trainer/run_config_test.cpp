@@ -176,6 +176,10 @@ TEST_F(RunConfigTest, UnreadableFilesAreErrors) {
   EXPECT_THAT(error("run: [\n"), AllOf(HasSubstr("FILE:"), HasSubstr("not valid YAML")));
   EXPECT_EQ(error(std::string(kSmall) + "  steps: 11\n"),
             "FILE:14: trainer.steps: given twice, first in line 12; remove one");
+  EXPECT_EQ(error(std::string(kSmall) + "trainer.steps: 11\n"),
+            "FILE:14: trainer.steps: given twice, first in line 12; remove one");
+  EXPECT_EQ(error(std::string(kSmall) + "---\nbad_key: 1\n"),
+            "FILE:15: a second document, after ---, would not be read; remove it");
   std::filesystem::remove(path_);
   EXPECT_THROW(load_run_config(path_, {}, 1), InputError);
   EXPECT_THROW(load_run_config(std::filesystem::temp_directory_path(), {}, 1), InputError);
