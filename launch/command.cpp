@@ -21,7 +21,7 @@ void write_result(const std::filesystem::path& path, const std::string& text) {
   try {
     const std::filesystem::path file = std::filesystem::weakly_canonical(path);
     const std::filesystem::path fresh = file.string() + ".new";
-    std::filesystem::create_directories(file.parent_path());
+    if (file.has_parent_path()) std::filesystem::create_directories(file.parent_path());
     write_text_durably(fresh, text);
     std::filesystem::rename(fresh, file);
     sync_published(file);
