@@ -223,6 +223,7 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
   if (root) unfinished.emplace(temporary);
   try {
     if (root) {
+      target.check(options.overwrite);  // again: another may have ended meanwhile
       const std::int64_t other_bytes =
           4 * main_parameters.elements() + kMostIndexBytes * layout.rows;
       if (has_table) {
@@ -249,7 +250,8 @@ BakeResult bake_bundle(const BakeOptions& options, Backend& backend, Communicato
     }
     ranks.barrier();
   } catch (const std::exception& error) {
-    if (unfinished && BakeJournal::finished(temporary).empty()) unfinished->remove();
+    if (unfinished && fs::exists(temporary) && BakeJournal::finished(temporary).empty())
+      unfinished->remove();
     if (!BakeJournal::exists(temporary)) throw;
     const std::string message = fmt::format(
         "{}; the rows that are finished stay in {}, and the same bake goes on from there",

@@ -365,8 +365,9 @@ ConvertResult convert_bundle(const ConvertOptions& options, const BakeProgressRe
   result.width = to.width;
   result.table_bytes = to.bytes();
   const UnfinishedFolder folder(target.temporary);
-  folder.clear();
   try {
+    target.check(options.overwrite);  // again: another may have ended meanwhile
+    folder.clear();
     result.index_bytes = make_bundle(source, fgrams, to, folder.path(), report);
     folder.publish(target.bundle, target.aside);
   } catch (...) {

@@ -109,9 +109,11 @@ void add_set(const fs::path& path, std::vector<ParameterSpec> specs,
 ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   ExportResult result;
   if (folder.empty()) throw InputError("--out: expected the name of a folder, found an empty one");
-  if (fs::exists(folder)) {
-    throw InputError(fmt::format("{}: exists already; give another --out", folder.string()));
-  }
+  const auto refuse_existing = [&] {
+    if (fs::exists(folder))
+      throw InputError(fmt::format("{}: exists already; give another --out", folder.string()));
+  };
+  refuse_existing();
   const auto checkpoint = find_checkpoint(source_path, &result.skipped);
   if (!checkpoint) {
     throw InputError(fmt::format(
@@ -132,8 +134,9 @@ ExportResult export_model(const fs::path& source_path, const fs::path& folder) {
   const fs::path normal = target.filename().empty() ? target.parent_path() : target;
   const fs::path temporary = normal.string() + ".tmp";
   const UnfinishedFolder unfinished(temporary);
-  unfinished.clear();
   try {
+    refuse_existing();  // again: another may have ended meanwhile
+    unfinished.clear();
     const std::string tokenizer_name =
         tokenizer->file().extension() == ".json" ? "tokenizer.json" : "tokenizer.model";
     fs::copy_file(tokenizer->file(), temporary / tokenizer_name);

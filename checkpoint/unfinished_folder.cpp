@@ -50,6 +50,10 @@ void UnfinishedFolder::clear() const {
 
 void UnfinishedFolder::remove() const {
   std::error_code ignored;
+  try {
+    clear();  // the mark last: until then the folder is ours
+  } catch (const fs::filesystem_error&) {
+  }
   fs::remove_all(folder_, ignored);
 }
 

@@ -55,6 +55,25 @@ ends 0 "resumed from .*/$(newest signal-rank) at step $(($(steps_of signal-rank 
 stopped=$(steps_of signal-rank | wc -w)
 [ "$(steps_of signal-rank)" = "$(seq -s ' ' "$stopped")" ] || fail "not every step once: $(steps_of signal-rank)"
 
+# Ctrl-C, which a job of a script ignores until it is told not to.
+in_foreground=(python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])')
+for start in "" "$mpirun -np 2"; do
+  rm -rf interrupted
+  # shellcheck disable=SC2086
+  "${in_foreground[@]}" $start "$scone" train run.yaml run.folder=interrupted trainer.steps=1000000 checkpoint.every=0 >signal.log 2>&1 &
+  job=$!
+  for _ in $(seq 300); do
+    [ -s interrupted/metrics.jsonl ] && break
+    sleep 0.1
+  done
+  kill -INT "$job"
+  code=0
+  wait "$job" || code=$?
+  job=
+  [ "$code" = 75 ] || fail "ctrl-C of '$start' ended with $code, expected 75: $(tail -n 20 signal.log)"
+  newest interrupted | grep step >/dev/null || fail "ctrl-C of '$start' saved nothing: $(tail -n 20 signal.log)"
+done
+
 # What mpirun.sh hands on as it is: the program's input, its exit code, and a second SIGTERM.
 printf 'echo "in: $(cat)"; exit 7' >program.sh
 ends 7 'in: text' "$mpirun" -np 1 bash program.sh <<<text

@@ -77,7 +77,7 @@ stopped=$(tail -n 1 signal/metrics.jsonl | python3 -c 'import json, sys; print(j
 cmp bundle/table/rows-00000.bin bundle-alone/table/rows-00000.bin
 refuses "exists" "$scone" bake one --out bundle
 "$scone" eval one --data shards/validation --json | tail -n 1 >live.json
-"$scone" eval one --data shards/validation --tokens 9223372036854775807 --json | tail -n 1 >all.json
+"$scone" eval one --data shards/validation --tokens 9223372036854775807 --result all.json >/dev/null
 "$mpirun" -np 2 "$scone" eval bundle --data shards/validation --json | tail -n 1 >baked.json
 python3 - <<'PYTHON'
 import json

@@ -247,7 +247,7 @@ TEST_F(RowSourceTest, ReadWithoutRegisteredBuffers) {
 /// Whether this system has what direct reads need, asked of it without what is tested.
 bool can_read_directly(const std::filesystem::path& file) {
   io_uring_params parameters{};
-  const long ring = ::syscall(__NR_io_uring_setup, 4, &parameters);
+  const long ring = ::syscall(__NR_io_uring_setup, 8, &parameters);
   const int rows = ::open(file.c_str(), O_RDONLY | O_DIRECT);
   if (ring >= 0) ::close(static_cast<int>(ring));
   if (rows >= 0) ::close(rows);
