@@ -108,6 +108,10 @@ fs::path publish_checkpoint(const fs::path& checkpoints, std::int64_t step) {
   return target;
 }
 
+bool is_permanent(std::int64_t step, std::int64_t permanent_every) {
+  return permanent_every >= 1 && step % permanent_every == 0;
+}
+
 void remove_old_checkpoints(const fs::path& checkpoints, std::int64_t step, int keep,
                             std::int64_t permanent_every) {
   if (keep < 1) return;
@@ -115,9 +119,8 @@ void remove_old_checkpoints(const fs::path& checkpoints, std::int64_t step, int 
   int newer = 0;
   for (auto entry = all.rbegin(); entry != all.rend(); ++entry) {
     if (entry->first > step) continue;
-    const bool permanent = permanent_every >= 1 && entry->first % permanent_every == 0;
     if (newer >= keep) {
-      if (!permanent) remove_checkpoint(entry->second);
+      if (!is_permanent(entry->first, permanent_every)) remove_checkpoint(entry->second);
     } else if (checkpoint_problems(entry->second, /*checksums=*/false).empty()) {
       ++newer;
     }

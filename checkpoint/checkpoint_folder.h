@@ -32,8 +32,11 @@ void prepare_checkpoint_folder(const std::filesystem::path& checkpoints, std::in
 std::filesystem::path publish_checkpoint(const std::filesystem::path& checkpoints,
                                          std::int64_t step);
 
+/// Whether the checkpoint of a step stays for good: a multiple of permanent_every (< 1: none is).
+bool is_permanent(std::int64_t step, std::int64_t permanent_every);
+
 /// Removes all checkpoints before `step` but the newest keep - 1 that are whole (all files of their
-/// sizes), damaged ones among these, and those of a multiple of permanent_every (< 1: none).
+/// sizes), damaged ones among these, and the permanent ones.
 /// keep < 1: removes none. Later ones stay: they belong to a run that
 /// went back, because they were damaged, and are replaced as it comes past them.
 void remove_old_checkpoints(const std::filesystem::path& checkpoints, std::int64_t step, int keep,

@@ -9,7 +9,7 @@ namespace scone {
 
 /// A folder "<name>.tmp" that something is made in, until it is published under its own name. A
 /// file in it marks it as unfinished and is locked, so that of two processes that make the same
-/// thing the second is refused.
+/// thing the second is refused, where the file system has locks.
 class UnfinishedFolder {
  public:
   /// Takes the folder with what it holds, of an interrupted process, or makes an empty one. Throws

@@ -14,6 +14,7 @@
 #include "data/size_suffix.h"
 #include "launch/command.h"
 #include "launch/plan/plan_report.h"
+#include "model/fgram_model.h"
 #include "parallel/error.h"
 
 namespace scone {
@@ -57,22 +58,12 @@ void check(const Arguments& arguments) {
            arguments.nodes_per_token);
 }
 
-/// Fails where a chunk of the f-gram model is no f-gram long, as a run does.
-void check_chunks(const ModelConfig& model) {
-  if (model.fgram_chunk_nodes < model.fgram.context)
-    throw InputError(
-        fmt::format("model.fgram.chunk_nodes is {}; expected at least the longest f-gram, {}",
-                    model.fgram_chunk_nodes, model.fgram.context));
-}
-
 /// From the data that the run names.
 PlannedData survey(const Arguments& arguments, RunConfig& config) {
   const RunData data = open_run_data(config);
   PlannedData planned;
-  if (data.vocabulary) {
-    check_chunks(config.model);
-    planned.vocabulary = vocabulary_bytes(*data.vocabulary);
-  }
+  fgram_parameter_specs(config.model);  // refuses what a run refuses, such as too small chunks
+  if (data.vocabulary) planned.vocabulary = vocabulary_bytes(*data.vocabulary);
   if (arguments.nodes_per_token > 0) {
     planned.load = estimate_fgrams(config, arguments.ranks, arguments.nodes_per_token);
   } else if (arguments.ranks <= kMostSurveyedRanks) {
@@ -162,7 +153,7 @@ PlannedData assume(const Arguments& arguments, RunConfig& config) {
                     config.fgrams.vocabulary));
   config.model.fgram.context =
       config.fgrams.max_length > 0 ? config.fgrams.max_length : kUsualMaxLength;
-  check_chunks(config.model);
+  fgram_parameter_specs(config.model);  // as in survey
   planned.vocabulary = vocabulary_bytes(fgrams, config.model.vocabulary_size);
   planned.load = estimate_fgrams(config, arguments.ranks, nodes_per_token);
   return planned;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "checkpoint/checkpoint_folder.h"
 #include "parallel/error.h"
 #include "parallel/watchdog.h"
 #include "trainer/learning_rate.h"
@@ -333,10 +334,6 @@ TrainingResult Trainer::run_steps() {
   auto due = [&](std::int64_t every) {
     return step_ == total || (every > 0 && step_ % every == 0);
   };
-  const auto is_permanent = [&](std::int64_t step) {
-    const std::int64_t every = config_.checkpoint.permanent_every;
-    return every > 0 && step % every == 0;
-  };
   while (step_ < total && !stop_requested_) {
     StepMetrics metrics = train_step();
     result.loss = metrics.loss;  // none where nothing was left to do
@@ -369,7 +366,8 @@ TrainingResult Trainer::run_steps() {
     // After a bad step once a good one has followed: checkpoints of a run that has gone wrong would
     // take the place of those before.
     save_is_due = save_is_due || due(config_.checkpoint.every);
-    const bool may_wait = bad_steps_.in_a_row() > 0 && !is_permanent(step_) && step_ < total;
+    const bool may_wait = bad_steps_.in_a_row() > 0 && step_ < total &&
+                          !is_permanent(step_, config_.checkpoint.permanent_every);
     if ((save_is_due && !may_wait) || stop_requested_) {
       save_checkpoint();
       save_is_due = false;
